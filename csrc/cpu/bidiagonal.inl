@@ -1,0 +1,128 @@
+// Stage `bidiagonal`: m x n (m >= n) -> upper bidiagonal with the same singular values (Golub & Kahan 1965).
+//
+// Column k is cleared below the diagonal by a left reflector v, row k right of the superdiagonal by a right reflector u.
+// Both updates of a step are one rank-2 update (LAPACK xGEBRD, Howell et al. 2008, "Cache efficient bidiagonalization"):
+//
+//   A <- A - v w^T - y u^T,   w = tau_v A^T v,   y = tau_u (A u - v (w^T u))
+//
+// and it is applied in the same pass over A that forms A^T v of the next step, so a step costs two passes:
+//   pass 1  A <- A - v w^T - y u^T,  sum <- A^T v_next      (one read, one write)
+//   pass 2  A u                                             (one read)
+// 4 m n^2 - 4/3 n^3 flops, bound by the bandwidth of the cache level that holds A: 12 bytes (float32) for 8 flops.
+//
+// The band of a two-stage reduction narrows to width one here too; a dense matrix is a band of full width.
+
+template <typename T>
+struct BidiagonalWorkspace {
+  T* a;                        // m x ld, row-major, columns from n to ld zero
+  T *w, *u, *sum;              // ld
+  T *v, *y, *v_next, *y_next;  // m
+  int64_t ld;
+};
+
+template <typename T>
+static inline void rank2_update_and_multiply(T* a, int64_t ld, int64_t first, int64_t m, int64_t from, const T* v, const T* w,
+                                             const T* y, const T* u, const T* v_next, T* sum) {
+  typedef Simd<T> S;
+  typedef typename S::Vector V;
+  for (int64_t j = from; j < ld; j += S::lanes) S::store(sum + j, V{});
+  int64_t i = first;
+  for (; i + 4 <= m; i += 4) {
+    T* a0 = a + i * ld;
+    T *a1 = a0 + ld, *a2 = a1 + ld, *a3 = a2 + ld;
+    for (int64_t j = from; j < ld; j += S::lanes) {
+      const V wj = S::load(w + j), uj = S::load(u + j);
+      const V x0 = S::load(a0 + j) - v[i] * wj - y[i] * uj;
+      const V x1 = S::load(a1 + j) - v[i + 1] * wj - y[i + 1] * uj;
+      const V x2 = S::load(a2 + j) - v[i + 2] * wj - y[i + 2] * uj;
+      const V x3 = S::load(a3 + j) - v[i + 3] * wj - y[i + 3] * uj;
+      S::store(a0 + j, x0);
+      S::store(a1 + j, x1);
+      S::store(a2 + j, x2);
+      S::store(a3 + j, x3);
+      S::store(sum + j, S::load(sum + j) + ((v_next[i] * x0 + v_next[i + 1] * x1) + (v_next[i + 2] * x2 + v_next[i + 3] * x3)));
+    }
+  }
+  for (; i < m; ++i) {
+    T* a0 = a + i * ld;
+    for (int64_t j = from; j < ld; j += S::lanes) {
+      const V x0 = S::load(a0 + j) - v[i] * S::load(w + j) - y[i] * S::load(u + j);
+      S::store(a0 + j, x0);
+      S::store(sum + j, S::load(sum + j) + v_next[i] * x0);
+    }
+  }
+}
+
+// y_i <- tau (a_i . u - v_i wu) for the rows from `first` on.
+template <typename T>
+static inline void multiply_rows(const T* a, int64_t ld, int64_t first, int64_t m, int64_t from, const T* u, const T* v,
+                                 double wu, double tau, T* y) {
+  typedef Simd<T> S;
+  typedef typename S::Vector V;
+  int64_t i = first;
+  for (; i + 4 <= m; i += 4) {
+    const T* a0 = a + i * ld;
+    const T *a1 = a0 + ld, *a2 = a1 + ld, *a3 = a2 + ld;
+    V s0{}, s1{}, s2{}, s3{};
+    for (int64_t j = from; j < ld; j += S::lanes) {
+      const V uj = S::load(u + j);
+      s0 += S::load(a0 + j) * uj;
+      s1 += S::load(a1 + j) * uj;
+      s2 += S::load(a2 + j) * uj;
+      s3 += S::load(a3 + j) * uj;
+    }
+    y[i] = static_cast<T>(tau * (S::sum(s0) - v[i] * wu));
+    y[i + 1] = static_cast<T>(tau * (S::sum(s1) - v[i + 1] * wu));
+    y[i + 2] = static_cast<T>(tau * (S::sum(s2) - v[i + 2] * wu));
+    y[i + 3] = static_cast<T>(tau * (S::sum(s3) - v[i + 3] * wu));
+  }
+  for (; i < m; ++i) {
+    V s0{};
+    for (int64_t j = from; j < ld; j += S::lanes) s0 += S::load(a + i * ld + j) * S::load(u + j);
+    y[i] = static_cast<T>(tau * (S::sum(s0) - v[i] * wu));
+  }
+}
+
+// d: n diagonal entries, e: n - 1 superdiagonal entries. ws.a is destroyed.
+template <typename T>
+static void bidiagonalize(BidiagonalWorkspace<T> ws, int64_t m, int64_t n, double* d, double* e) {
+  const int64_t ld = ws.ld;
+  T* const a = ws.a;
+  for (int64_t i = 0; i < m; ++i) ws.v[i] = ws.y[i] = 0;
+  for (int64_t j = 0; j < ld; ++j) ws.w[j] = ws.u[j] = 0;
+
+  for (int64_t k = 0; k < n; ++k) {
+    // Left reflector from column k, which still lacks the pending update.
+    for (int64_t i = k; i < m; ++i) ws.v_next[i] = a[i * ld + k] - ws.v[i] * ws.w[k] - ws.y[i] * ws.u[k];
+    const T* below = ws.v_next + k + 1;
+    const Reflector left = make_reflector(ws.v_next[k], compensated_dot(below, below, m - k - 1));
+    d[k] = left.beta;
+    if (k + 1 == n) break;
+    ws.v_next[k] = 1;
+    for (int64_t i = k + 1; i < m; ++i) ws.v_next[i] = static_cast<T>(ws.v_next[i] * left.inverse);
+
+    // w and u are zero up to column k, so a start on a register boundary changes nothing left of k + 1.
+    ws.w[k] = ws.u[k] = 0;
+    const int64_t from = round_down(k + 1, Simd<T>::lanes);
+    rank2_update_and_multiply(a, ld, k, m, from, ws.v, ws.w, ws.y, ws.u, ws.v_next, ws.sum);
+    for (int64_t j = from; j <= k; ++j) ws.w[j] = 0;
+    for (int64_t j = k + 1; j < n; ++j) ws.w[j] = static_cast<T>(left.tau * ws.sum[j]);
+
+    // Right reflector from row k after the left one.
+    for (int64_t j = k + 1; j < n; ++j) ws.u[j] = a[k * ld + j] - ws.w[j];
+    const T* beyond = ws.u + k + 2;
+    const Reflector right = make_reflector(ws.u[k + 1], compensated_dot(beyond, beyond, n - k - 2));
+    e[k] = right.beta;
+    ws.u[k + 1] = 1;
+    for (int64_t j = k + 2; j < n; ++j) ws.u[j] = static_cast<T>(ws.u[j] * right.inverse);
+    const double wu = compensated_dot(ws.w + k + 1, ws.u + k + 1, n - k - 1);
+    multiply_rows(a, ld, k + 1, m, from, ws.u, ws.v_next, wu, right.tau, ws.y_next);
+
+    T* swap = ws.v;
+    ws.v = ws.v_next;
+    ws.v_next = swap;
+    swap = ws.y;
+    ws.y = ws.y_next;
+    ws.y_next = swap;
+  }
+}

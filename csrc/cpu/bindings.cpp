@@ -1,0 +1,48 @@
+// pybind11 module spectral_fast._cpu: addresses, shapes and strides in; the GIL is released while the kernels run.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+
+namespace py = pybind11;
+using namespace spectral_fast;
+
+namespace {
+
+bool svdvals_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                     std::uintptr_t values, std::uintptr_t info, int threads) {
+  if (element < 0 || element > static_cast<int>(ElementType::bfloat16)) throw std::invalid_argument("unknown element type");
+  if (shape.size() < 2 || shape.size() != strides.size())
+    throw std::invalid_argument("shape and strides must name a batch of matrices");
+  const BatchView batch{reinterpret_cast<const void*>(data), static_cast<ElementType>(element), std::move(shape),
+                        std::move(strides)};
+  int32_t* const info_out = reinterpret_cast<int32_t*>(info);
+  py::gil_scoped_release unlocked;
+  if (batch.element == ElementType::float64) return svdvals(batch, reinterpret_cast<double*>(values), info_out, threads);
+  return svdvals(batch, reinterpret_cast<float*>(values), info_out, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of spectral_fast. The contract is csrc/kernels.h.";
+  m.def("svdvals", &svdvals_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"), py::arg("values"),
+        py::arg("info"), py::arg("threads"),
+        "Singular values of a batch of matrices at an address; strides count elements. Returns whether every info is 0.");
+  m.def("built_isas", &built_isas, "Instruction sets compiled into this module, slowest first.");
+  m.def("runnable_isas", &runnable_isas, "Instruction sets of built_isas() that this CPU runs.");
+  m.def("current_isa", &current_isa, "The instruction set in use.");
+  m.def("use_isa", &use_isa, py::arg("name"), "Choose the instruction set; ValueError if this CPU does not run it.");
+  py::dict elements;
+  elements["float32"] = static_cast<int>(ElementType::float32);
+  elements["float64"] = static_cast<int>(ElementType::float64);
+  elements["float16"] = static_cast<int>(ElementType::float16);
+  elements["bfloat16"] = static_cast<int>(ElementType::bfloat16);
+  m.attr("element_types") = elements;
+  m.attr("info_nonfinite") = info_nonfinite;
+}

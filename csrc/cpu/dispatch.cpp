@@ -1,0 +1,155 @@
+#include "dispatch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "threads.h"
+
+namespace spectral_fast {
+
+extern const KernelTable kernels_baseline;
+#ifdef SF_X86_ISAS
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+#endif
+
+namespace {
+
+struct Candidate {
+  const KernelTable* table;
+  bool runnable;
+};
+
+const std::vector<Candidate>& candidates() {
+  static const std::vector<Candidate> all = [] {
+    std::vector<Candidate> found{{&kernels_baseline, true}};
+#ifdef SF_X86_ISAS
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    found.push_back({&kernels_avx2, avx2});
+    found.push_back({&kernels_avx512, avx512});
+#endif
+    return found;
+  }();
+  return all;
+}
+
+const KernelTable* fastest() {
+  const KernelTable* table = nullptr;
+  for (const Candidate& c : candidates())
+    if (c.runnable) table = c.table;
+  return table;
+}
+
+std::atomic<const KernelTable*>& current() {
+  static std::atomic<const KernelTable*> table{fastest()};
+  return table;
+}
+
+template <typename Scalar>
+const Kernels<Scalar>& kernels();
+template <>
+const Kernels<float>& kernels<float>() {
+  return current().load()->float32;
+}
+template <>
+const Kernels<double>& kernels<double>() {
+  return current().load()->float64;
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+std::unique_ptr<char, Free> allocate(std::size_t bytes) {
+  void* p = std::aligned_alloc(workspace_alignment, std::max(bytes, workspace_alignment));
+  if (!p) throw std::bad_alloc();
+  return std::unique_ptr<char, Free>(static_cast<char*>(p));
+}
+
+std::size_t element_bytes(ElementType element) {
+  switch (element) {
+    case ElementType::float64: return 8;
+    case ElementType::float32: return 4;
+    default: return 2;
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> built_isas() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) names.push_back(c.table->isa);
+  return names;
+}
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates())
+    if (c.runnable) names.push_back(c.table->isa);
+  return names;
+}
+
+std::string current_isa() { return current().load()->isa; }
+
+void use_isa(const std::string& name) {
+  std::string choices;
+  for (const Candidate& c : candidates()) {
+    if (!c.runnable) continue;
+    if (name == c.table->isa) {
+      current().store(c.table);
+      return;
+    }
+    choices += (choices.empty() ? "" : ", ") + std::string(c.table->isa);
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is not available: this build on this CPU runs " + choices);
+}
+
+template <typename Scalar>
+bool svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads) {
+  const std::size_t batch_dims = batch.shape.size() - 2;
+  const int64_t rows = batch.shape[batch_dims], cols = batch.shape[batch_dims + 1];
+  const int64_t k = std::min(rows, cols);
+  int64_t count = 1;
+  for (std::size_t d = 0; d < batch_dims; ++d) count *= batch.shape[d];
+  if (count == 0) return true;
+  if (k == 0) {
+    std::fill(info, info + count, info_ok);
+    return true;
+  }
+
+  const Kernels<Scalar>& kernel = kernels<Scalar>();
+  const std::size_t bytes = kernel.svdvals_workspace_bytes(rows, cols);
+  const int workers = static_cast<int>(std::min<int64_t>(std::max(threads, 1), count));
+  std::vector<std::unique_ptr<char, Free>> workspaces;
+  for (int w = 0; w < workers; ++w) workspaces.push_back(allocate(bytes));
+
+  const char* data = static_cast<const char*>(batch.data);
+  const std::size_t size = element_bytes(batch.element);
+  parallel_for(count, workers, [&](int64_t index, int worker) {
+    int64_t offset = 0, rest = index;
+    for (std::size_t d = batch_dims; d-- > 0;) {
+      offset += rest % batch.shape[d] * batch.strides[d];
+      rest /= batch.shape[d];
+    }
+    const MatrixView matrix{data + offset * static_cast<int64_t>(size),
+                            batch.element,
+                            rows,
+                            cols,
+                            batch.strides[batch_dims],
+                            batch.strides[batch_dims + 1]};
+    kernel.svdvals(matrix, values + index * k, info + index, workspaces[worker].get());
+  });
+  return std::all_of(info, info + count, [](int32_t status) { return status == info_ok; });
+}
+
+template bool svdvals<float>(const BatchView&, float*, int32_t*, int);
+template bool svdvals<double>(const BatchView&, double*, int32_t*, int);
+
+}  // namespace spectral_fast

@@ -1,0 +1,46 @@
+// An elementary reflector H = I - tau v v^T, v_0 = 1, with H x = (beta, 0, ..., 0)^T (LAPACK xLARFG, Golub & Van Loan 5.1):
+//
+//   beta = -sign(x_0) |x|,   tau = (beta - x_0) / beta,   v = x / (x_0 - beta) below the first entry.
+//
+// The scalars are computed in double; no rescaling is needed since `load` keeps entries in range. The sum of squares is
+// compensated (Kahan 1965): its error is common to a whole reflector, so it would grow into the values, where the roundings of
+// the updates cancel at random. It costs O(m) beside O(m n).
+
+template <typename T>
+static inline double compensated_dot(const T* x, const T* y, int64_t n) {
+  constexpr int64_t width = 8;  // independent sums hide the latency of the compensation
+  double sum[width] = {}, lost[width] = {};
+  int64_t i = 0;
+  for (; i + width <= n; i += width)
+    for (int64_t l = 0; l < width; ++l) {
+      const double term = static_cast<double>(x[i + l]) * y[i + l] - lost[l];
+      const double total = sum[l] + term;
+      lost[l] = (total - sum[l]) - term;
+      sum[l] = total;
+    }
+  for (int64_t l = 0; i < n; ++i, ++l) {
+    const double term = static_cast<double>(x[i]) * y[i] - lost[l];
+    const double total = sum[l] + term;
+    lost[l] = (total - sum[l]) - term;
+    sum[l] = total;
+  }
+  double result = 0, rest = 0;
+  for (int64_t l = 0; l < width; ++l) {
+    const double term = sum[l] - (lost[l] + rest);
+    const double total = result + term;
+    rest = (total - result) - term;
+    result = total;
+  }
+  return result;
+}
+
+struct Reflector {
+  double beta, tau, inverse;  // v_i = x_i * inverse
+};
+
+static inline Reflector make_reflector(double x0, double rest_squared) {
+  if (rest_squared == 0) return {x0, 0, 0};
+  const double norm = __builtin_sqrt(x0 * x0 + rest_squared);
+  const double beta = x0 < 0 ? norm : -norm;
+  return {beta, (beta - x0) / beta, 1 / (x0 - beta)};
+}

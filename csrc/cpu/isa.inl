@@ -1,0 +1,35 @@
+// All kernels of one instruction set. Included by exactly one translation unit for each, which defines
+//   SF_ISA_NAME      the table's name and the suffix of its symbol
+//   SF_VECTOR_BYTES  the width of its registers
+// and is compiled with that instruction set's flags (setup.py).
+//
+// Everything below has internal linkage and nothing of the standard library is used: an inline function compiled here with
+// AVX-512 could otherwise be the copy the linker keeps for the whole module, and crash an older CPU.
+#include "../kernels.h"
+
+namespace spectral_fast {
+namespace {
+
+#include "simd.inl"
+#include "load.inl"
+#include "householder.inl"
+#include "reduce.inl"
+#include "bidiagonal.inl"
+#include "values.inl"
+#include "svdvals.inl"
+
+}  // namespace
+
+#define SF_STRING_(x) #x
+#define SF_STRING(x) SF_STRING_(x)
+#define SF_JOIN_(a, b) a##b
+#define SF_JOIN(a, b) SF_JOIN_(a, b)
+
+extern const KernelTable SF_JOIN(kernels_, SF_ISA_NAME);
+const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
+    SF_STRING(SF_ISA_NAME),
+    {svdvals_workspace_bytes<float>, svdvals_float32},
+    {svdvals_workspace_bytes<double>, svdvals_float64},
+};
+
+}  // namespace spectral_fast

@@ -1,0 +1,92 @@
+// Stage `reduce`: tall m x n -> n x n upper triangle R with the same singular values (Householder QR).
+//
+// Rows arrive in chunks that stay in the first-level caches, and each chunk is folded into the triangle of those before it:
+//
+//   [R; C] -> [R'; 0],  one reflector a column, v = (1, c_k) with a single entry in R:
+//   z = R_k + c_k^T C,   R_k <- R_k - tau z,   C <- C - tau c_k z
+//
+// (the flat-tree TSQR of Demmel, Grigori, Hoemmen, Langou 2012; tile QR in PLASMA). The input is read once, and the working
+// set is the triangle and one chunk, however tall the matrix is. 2 m n^2 flops.
+//
+// R is rounded once for every chunk, so it loses about sqrt(m / rows of a chunk) / 4 units. It is kept in double, where that is
+// nothing for float32 input (an embedding has hundreds of chunks), and chunks are as large as the second-level cache allows.
+//
+// The update of a column is fused with the product of the next: one read and one write of the chunk a column.
+
+// Half the smallest second-level cache in use (256 KiB on Intel's client cores up to 2019), and no fewer than 64 rows, so that
+// the row of R that every column touches stays a small part of the work.
+static inline int64_t reduce_chunk_rows(int64_t m, int64_t row_bytes) {
+  int64_t rows = (128 << 10) / row_bytes;
+  rows = rows < 64 ? 64 : rows;
+  return rows < m ? rows : m;
+}
+
+template <typename T>
+struct ReduceWorkspace {
+  double* r;      // n x ldr
+  T* chunk;       // chunk_rows x ld
+  T* w;           // ld: tau z of the pending update
+  T* sum;         // ld: c_k^T C
+  T *v, *v_next;  // chunk_rows
+  int64_t chunk_rows, ldr, ld;
+};
+
+// C <- C - v w^T, sum <- C^T v_next, over columns from `from` on.
+template <typename T>
+static inline void update_and_multiply(T* c, int64_t ld, int64_t rows, int64_t from, int64_t to, const T* v, const T* w,
+                                       const T* v_next, T* sum) {
+  typedef Simd<T> S;
+  typedef typename S::Vector V;
+  for (int64_t j = from; j < to; j += S::lanes) S::store(sum + j, V{});
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4) {
+    T* c0 = c + i * ld;
+    T *c1 = c0 + ld, *c2 = c1 + ld, *c3 = c2 + ld;
+    for (int64_t j = from; j < to; j += S::lanes) {
+      const V wj = S::load(w + j);
+      const V a0 = S::load(c0 + j) - v[i] * wj, a1 = S::load(c1 + j) - v[i + 1] * wj;
+      const V a2 = S::load(c2 + j) - v[i + 2] * wj, a3 = S::load(c3 + j) - v[i + 3] * wj;
+      S::store(c0 + j, a0);
+      S::store(c1 + j, a1);
+      S::store(c2 + j, a2);
+      S::store(c3 + j, a3);
+      S::store(sum + j, S::load(sum + j) + ((v_next[i] * a0 + v_next[i + 1] * a1) + (v_next[i + 2] * a2 + v_next[i + 3] * a3)));
+    }
+  }
+  for (; i < rows; ++i) {
+    T* c0 = c + i * ld;
+    for (int64_t j = from; j < to; j += S::lanes) {
+      const V a0 = S::load(c0 + j) - v[i] * S::load(w + j);
+      S::store(c0 + j, a0);
+      S::store(sum + j, S::load(sum + j) + v_next[i] * a0);
+    }
+  }
+}
+
+// Folds `rows` rows of ws.chunk into ws.r.
+template <typename T>
+static void reduce_fold(const ReduceWorkspace<T>& ws, int64_t rows, int64_t n) {
+  T *v = ws.v, *v_next = ws.v_next;
+  for (int64_t i = 0; i < rows; ++i) v[i] = 0;
+  for (int64_t j = 0; j < ws.ld; ++j) ws.w[j] = 0;
+
+  for (int64_t k = 0; k < n; ++k) {
+    for (int64_t i = 0; i < rows; ++i) v_next[i] = ws.chunk[i * ws.ld + k] - v[i] * ws.w[k];
+    double* r = ws.r + k * ws.ldr;
+    const Reflector h = make_reflector(r[k], compensated_dot(v_next, v_next, rows));
+    for (int64_t i = 0; i < rows; ++i) v_next[i] = static_cast<T>(v_next[i] * h.inverse);
+    // Entries up to column k of w are zero, so a start on a register boundary leaves what lies before k+1 as it is.
+    ws.w[k] = 0;
+    const int64_t from = round_down(k + 1, Simd<T>::lanes);
+    update_and_multiply(ws.chunk, ws.ld, rows, from, ws.ld, v, ws.w, v_next, ws.sum);
+    r[k] = h.beta;
+    for (int64_t j = k + 1; j < n; ++j) {
+      const double z = h.tau * (r[j] + ws.sum[j]);
+      r[j] -= z;
+      ws.w[j] = static_cast<T>(z);
+    }
+    T* swap = v;
+    v = v_next;
+    v_next = swap;
+  }
+}

@@ -1,0 +1,54 @@
+// The contract between the kernels and everything that calls them.
+//
+// A kernel knows neither torch nor Python: pointers, sizes and strides come in, values and a status go out.
+//
+//   svdvals      for each matrix A (rows x cols, k = min(rows, cols)) of a batch, writes the k singular values,
+//                descending and >= 0, next to each other, and one info word.
+//
+//   input        any strides (in elements, zero and negative included) in any dimension; never written to.
+//                float16 and bfloat16 are widened to float32 while they are read.
+//   output       values: batch x k, contiguous, of the compute type (float32, or float64 for float64 input).
+//   info         batch words. info_ok: the values hold the accuracy bound. info_nonfinite: A has a NaN or an infinity;
+//                its values are NaN and no other matrix is affected.
+//   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the compute type,
+//                or twice the error of LAPACK on the same matrix where that is larger.
+//   workspace    one block for each thread, svdvals_workspace_bytes(rows, cols) long, aligned to workspace_alignment.
+//   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 8/3 n^3 where `reduce` runs first (m > 5/3 n).
+//   determinism  the values depend on the matrix and the instruction set alone, not on threads, batch or neighbours.
+//   errors       none are raised below the bindings; a kernel never allocates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace spectral_fast {
+
+enum class ElementType : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
+
+constexpr int32_t info_ok = 0;
+constexpr int32_t info_nonfinite = 1;
+
+constexpr std::size_t workspace_alignment = 64;
+
+// One matrix, wherever it lies in memory.
+struct MatrixView {
+  const void* data;
+  ElementType element;
+  int64_t rows, cols;
+  int64_t row_stride, col_stride;  // in elements
+};
+
+// What one instruction set offers. Scalar is the compute and output type.
+template <typename Scalar>
+struct Kernels {
+  std::size_t (*svdvals_workspace_bytes)(int64_t rows, int64_t cols);
+  void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace);
+};
+
+struct KernelTable {
+  const char* isa;
+  Kernels<float> float32;
+  Kernels<double> float64;
+};
+
+}  // namespace spectral_fast

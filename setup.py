@@ -1,0 +1,64 @@
+"""Builds spectral_fast._cpu: one translation unit for each instruction set, chosen among at run time."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import build_ext as pybind11_build_ext
+from setuptools import setup
+
+# No -march=native, and nothing that lets the compiler reorder floating-point arithmetic.
+COMMON_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]
+X86_ISA_FLAGS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": [
+        *["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"],
+        "-mprefer-vector-width=512",
+    ],
+}
+
+
+def isa_flags() -> dict[str, list[str]]:
+    """Instruction sets to compile and their flags. SPECTRAL_FAST_PORTABLE=1 leaves only the portable one."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if x86 and os.environ.get("SPECTRAL_FAST_PORTABLE", "0") != "1":
+        return X86_ISA_FLAGS
+    return {"baseline": []}
+
+
+class build_ext(pybind11_build_ext):
+    """Compiles csrc/cpu/isa_<name>.cpp with the flags of <name> and links the objects into the extension."""
+
+    def build_extension(self, ext: Pybind11Extension) -> None:
+        for isa, flags in isa_flags().items():
+            ext.extra_objects += self.compiler.compile(
+                [f"csrc/cpu/isa_{isa}.cpp"],
+                output_dir=self.build_temp,
+                extra_postargs=[*COMMON_FLAGS, "-std=c++17", "-fvisibility=hidden", *flags],
+                depends=ext.depends,
+            )
+        super().build_extension(ext)
+
+
+def main() -> None:
+    several = len(isa_flags()) > 1
+    kernels = ["simd", "load", "householder", "reduce", "bidiagonal", "values", "svdvals", "isa"]
+    extension = Pybind11Extension(
+        "spectral_fast._cpu",
+        ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"],
+        cxx_std=17,
+        extra_compile_args=COMMON_FLAGS,
+        extra_link_args=["-pthread"],
+        define_macros=[("SF_X86_ISAS", "1")] if several else [],
+        depends=[
+            *["csrc/kernels.h", "csrc/cpu/dispatch.h", "csrc/cpu/threads.h"],
+            *[f"csrc/cpu/{name}.inl" for name in kernels],
+        ],
+    )
+    setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})
+
+
+main()

@@ -1,0 +1,28 @@
+"""Singular-value spectra of neural-network weights, fast enough to look at on every training step."""
+
+from spectral_fast import backends as _backends  # registers the operators' implementations
+from spectral_fast._info import capabilities, explain
+from spectral_fast._version import __version__
+from spectral_fast.linalg import svdvals, svdvals_ex
+from spectral_fast.models import WeightMatrix, weight_matrices
+from spectral_fast.powerlaw import PowerLawFit, fit_powerlaw, hill_alpha, ranksize_slope
+from spectral_fast.stats import SpectralStats, spectral_stats, stats_from_svdvals
+
+__all__ = [
+    "PowerLawFit",
+    "SpectralStats",
+    "WeightMatrix",
+    "__version__",
+    "capabilities",
+    "explain",
+    "fit_powerlaw",
+    "hill_alpha",
+    "ranksize_slope",
+    "spectral_stats",
+    "stats_from_svdvals",
+    "svdvals",
+    "svdvals_ex",
+    "weight_matrices",
+]
+
+del _backends

@@ -1,0 +1,97 @@
+"""Derivatives for the operators, in every mode torch has.
+
+Eager calls go through a ``torch.autograd.Function`` with jvp and vmap, which composes with func.grad,
+vmap(grad), jacrev and forward mode. Under torch.compile the raw operator is called, with the same
+formula registered on it: a Function around an operator is not traceable in all of these modes, and a
+registered operator alone gives zero tangents in forward mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from spectral_fast._ops import batched_call
+
+Grads = tuple[Tensor | None, ...]
+
+
+def _differentiating(x: Tensor) -> bool:
+    """Whether a derivative or transform may be under way; if not, the 12 us of a Function are saved."""
+    return (
+        (x.requires_grad and torch.is_grad_enabled())
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def differentiable(
+    op: Any,
+    *,
+    vjp: Callable[..., Tensor | None],
+    jvp: Callable[..., tuple[Tensor | None, ...]],
+    integer_outputs: tuple[int, ...] = (),
+    compiled_constant_outputs: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """Wrap ``op(x, *params)`` with derivatives with respect to ``x``.
+
+    vjp(x, params, grads)  -> gradient of x; an absent gradient is None.
+    jvp(x, params, tangent) -> one tangent for each output, None for those in ``integer_outputs``.
+    compiled_constant_outputs: outputs whose vjp raises. A compiled graph asks for the gradient of every
+    output at trace time, so there they are marked as not requiring one.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any, constant: tuple[int, ...]) -> None:
+        x, *params = inputs
+        ctx.params = params
+        ctx.save_for_backward(x)
+        ctx.set_materialize_grads(False)
+        outputs = output if isinstance(output, tuple) else (output,)
+        ctx.mark_non_differentiable(*(outputs[i] for i in constant))
+
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        (x,) = ctx.saved_tensors
+        return (vjp(x, ctx.params, grads), *(None for _ in ctx.params))
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return op(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            save(ctx, inputs, output, integer_outputs)
+            ctx.save_for_forward(inputs[0])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+            return backward(ctx, *grads)
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
+            (x,) = ctx.saved_tensors
+            tangents = jvp(x, ctx.params, tangent)
+            return tangents if len(tangents) > 1 else tangents[0]
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return batched_call(Differentiable.apply, info, in_dims, *args)
+
+    torch.library.register_autograd(
+        op,
+        backward,
+        setup_context=lambda ctx, inputs, output: save(
+            ctx, inputs, output, (*integer_outputs, *compiled_constant_outputs)
+        ),
+    )
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not _differentiating(args[0]):
+            return op(*args)
+        return Differentiable.apply(*args)
+
+    return call

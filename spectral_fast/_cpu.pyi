@@ -1,0 +1,18 @@
+from collections.abc import Sequence
+
+element_types: dict[str, int]
+info_nonfinite: int
+
+def svdvals(
+    data: int,
+    element: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    values: int,
+    info: int,
+    threads: int,
+) -> bool: ...
+def built_isas() -> list[str]: ...
+def runnable_isas() -> list[str]: ...
+def current_isa() -> str: ...
+def use_isa(name: str) -> None: ...

@@ -1,0 +1,64 @@
+"""capabilities() and explain(): what was built, what this machine runs, which path a call takes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from spectral_fast import _cpu
+from spectral_fast._version import __version__
+from spectral_fast.heuristics import DRIVERS, Plan, choose
+
+
+def capabilities() -> dict[str, Any]:
+    """What was built and what this machine can run, as plain data (JSON-ready).
+
+    Keys: version, torch, cpu (built, runnable and current instruction set, threads), cuda (devices
+    torch sees; whether CuPy and triton are installed; no kernels of ours yet), drivers (by device type).
+    """
+    devices = []
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "cpu": {
+            "built_isas": _cpu.built_isas(),
+            "runnable_isas": _cpu.runnable_isas(),
+            "isa": _cpu.current_isa(),
+            "threads": torch.get_num_threads(),
+        },
+        "cuda": {
+            "devices": devices,
+            "cupy": importlib.util.find_spec("cupy") is not None,
+            "triton": importlib.util.find_spec("triton") is not None,
+            "kernels": [],
+        },
+        "drivers": {device: _drivers(device) for device in ("cpu", "cuda")},
+    }
+
+
+def _drivers(device_type: str) -> list[str]:
+    available = []
+    for driver in DRIVERS:
+        try:
+            choose((1, 1), torch.float32, device_type, driver)
+        except ValueError:
+            continue
+        available.append(driver)
+    return available
+
+
+def explain(
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    driver: str | None = None,
+) -> Plan:
+    """Which path svdvals takes for such a call, and why. ``print(explain(...))`` is one line.
+
+    Raises ValueError where the call would be refused.
+    """
+    return choose(tuple(shape), dtype, torch.device(device).type, driver)

@@ -1,0 +1,140 @@
+"""The operators: torch.library schemas, fake implementations and vmap rules.
+
+Backends implement these; ``linalg``, ``stats`` and ``powerlaw`` call them. Nothing here knows a backend.
+Every operator takes a batch in front, never mutates, and returns new tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Layout of the last dimension of what stats_from_svdvals and spectral_stats return.
+SMOOTH_FIELDS = (
+    "spectral_norm",
+    "frobenius_norm",
+    "nuclear_norm",
+    "stable_rank",
+    "effective_rank",
+    "spectral_entropy",
+    "participation_ratio",
+    "condition_number",
+    "log_norm",
+    "alpha_hill",
+    "alpha_ranksize",
+)
+FITTED_FIELDS = (
+    "alpha",
+    "alpha_stderr",
+    "xmin",
+    "ks_distance",
+    "n_tail",
+    "alpha_weighted",
+    "log_alpha_norm",
+    "mp_edge",
+    "mp_spikes",
+)
+
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+INFO_OK = 0
+INFO_NONFINITE = 1
+
+_library = torch.library.Library("spectral_fast", "DEF")
+for _schema in (
+    "svdvals_ex(Tensor A, str? driver, bool check_errors) -> (Tensor S, Tensor info)",
+    "stats_from_svdvals(Tensor S, SymInt? rows, SymInt? cols) -> (Tensor smooth, Tensor fitted)",
+    "spectral_stats(Tensor A, str? driver) -> (Tensor S, Tensor smooth, Tensor fitted)",
+    "fit_powerlaw(Tensor evals, Tensor? xmin)"
+    " -> (Tensor alpha, Tensor alpha_stderr, Tensor xmin, Tensor ks_distance, Tensor n_tail)",
+    "hill_alpha(Tensor evals, int? k) -> Tensor",
+    "ranksize_slope(Tensor S) -> Tensor",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+svdvals_ex = torch.ops.spectral_fast.svdvals_ex.default
+stats_from_svdvals = torch.ops.spectral_fast.stats_from_svdvals.default
+spectral_stats = torch.ops.spectral_fast.spectral_stats.default
+fit_powerlaw = torch.ops.spectral_fast.fit_powerlaw.default
+hill_alpha = torch.ops.spectral_fast.hill_alpha.default
+ranksize_slope = torch.ops.spectral_fast.ranksize_slope.default
+
+
+def values_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The real dtype of the singular values of a matrix of this dtype."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return torch.float32
+    return dtype.to_real()
+
+
+def _values_like(A: Tensor) -> Tensor:
+    *batch, m, n = A.shape
+    return A.new_empty((*batch, min(m, n)), dtype=values_dtype(A.dtype))
+
+
+@torch.library.register_fake(svdvals_ex)
+def _(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
+    return _values_like(A), A.new_empty(A.shape[:-2], dtype=torch.int32)
+
+
+def _stats_like(batch: Tensor) -> tuple[Tensor, Tensor]:
+    smooth = batch.new_empty((*batch.shape, len(SMOOTH_FIELDS)), dtype=torch.float64)
+    fitted = batch.new_empty((*batch.shape, len(FITTED_FIELDS)), dtype=torch.float64)
+    return smooth, fitted
+
+
+@torch.library.register_fake(stats_from_svdvals)
+def _(S: Tensor, rows: int | None, cols: int | None) -> tuple[Tensor, Tensor]:
+    return _stats_like(S.new_empty(S.shape[:-1]))
+
+
+@torch.library.register_fake(spectral_stats)
+def _(A: Tensor, driver: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    return (_values_like(A), *_stats_like(A.new_empty(A.shape[:-2])))
+
+
+@torch.library.register_fake(fit_powerlaw)
+def _(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, ...]:
+    batch = evals.shape[:-1]
+    real = [evals.new_empty(batch, dtype=torch.float64) for _ in range(4)]
+    return (*real, evals.new_empty(batch, dtype=torch.int64))
+
+
+@torch.library.register_fake(hill_alpha)
+def _(evals: Tensor, k: int | None) -> Tensor:
+    return evals.new_empty(evals.shape[:-1], dtype=torch.float64)
+
+
+@torch.library.register_fake(ranksize_slope)
+def _(S: Tensor) -> Tensor:
+    return S.new_empty(S.shape[:-1], dtype=torch.float64)
+
+
+def batched_call(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    """The vmap rule of every operator: all tensors get the batch in front, all outputs have it there."""
+    moved = []
+    for arg, dim in zip(args, in_dims, strict=True):
+        if isinstance(arg, Tensor):
+            front = arg.unsqueeze(0) if dim is None else arg.movedim(dim, 0)
+            arg = front.expand(info.batch_size, *front.shape[1:])
+        moved.append(arg)
+    out = call(*moved)
+    return out, (0,) * len(out) if isinstance(out, tuple) else 0
+
+
+def _register_vmap(op: Any) -> None:
+    torch.library.register_vmap(op, lambda info, dims, *args: batched_call(op, info, dims, *args))
+
+
+for _op in (
+    svdvals_ex,
+    stats_from_svdvals,
+    spectral_stats,
+    fit_powerlaw,
+    hill_alpha,
+    ranksize_slope,
+):
+    _register_vmap(_op)

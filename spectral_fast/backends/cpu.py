@@ -1,0 +1,49 @@
+"""The compiled CPU kernels (csrc/cpu) behind the operators."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+from spectral_fast import _cpu, _ops
+from spectral_fast.backends import reference
+from spectral_fast.heuristics import choose
+
+_log = logging.getLogger(__name__)
+_ELEMENT_TYPES = {getattr(torch, name): code for name, code in _cpu.element_types.items()}
+assert _cpu.info_nonfinite == _ops.INFO_NONFINITE
+
+if _forced := os.environ.get("SPECTRAL_FAST_ISA"):
+    _cpu.use_isa(_forced)
+
+
+@reference.implements("svdvals_ex", "CPU")
+def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
+    """The operator on the CPU: one matrix a thread, torch.get_num_threads() threads."""
+    plan = choose(A.shape, A.dtype, "cpu", driver)
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug("svdvals%s %s", tuple(A.shape), plan)
+    if plan.backend != "cpu":
+        values, info = reference.svdvals(A, plan.driver)
+        if check_errors:
+            reference.raise_if_nonfinite(info)
+        return values, info
+
+    *batch, m, n = A.shape
+    values = torch.empty((*batch, min(m, n)), dtype=_ops.values_dtype(A.dtype))
+    info = torch.empty(batch, dtype=torch.int32)
+    all_finite = _cpu.svdvals(
+        data=A.data_ptr(),
+        element=_ELEMENT_TYPES[A.dtype],
+        shape=A.shape,
+        strides=A.stride(),
+        values=values.data_ptr(),
+        info=info.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    if check_errors and not all_finite:
+        reference.raise_if_nonfinite(info)
+    return values, info

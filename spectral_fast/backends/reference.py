@@ -1,0 +1,72 @@
+"""Plain torch: the fallback on every device with float64, and the twin each kernel is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from spectral_fast import _ops
+from spectral_fast.heuristics import TORCH_DRIVERS, choose
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def implements(op: str, key: str = "CompositeExplicitAutograd") -> Callable[[Function], Function]:
+    """Register a function as an operator; by default for every device that has no kernel of its own."""
+
+    def register(function: Function) -> Function:
+        torch.library.impl(f"spectral_fast::{op}", key, function)
+        return function
+
+    return register
+
+
+def svdvals(A: Tensor, driver: str) -> tuple[Tensor, Tensor]:
+    """Values and info by torch.linalg. driver: "torch", "gram" or one of torch's own.
+
+    A NaN or an infinity in one matrix must not reach the others, nor stop the call: such a matrix is
+    replaced by zeros before, and its values by NaN after.
+    """
+    work = A.to(_ops.values_dtype(A.dtype))
+    finite = work.isfinite().all(-1).all(-1)
+    work = torch.where(finite[..., None, None], work, 0)
+    if driver == "gram":
+        values = _gram(work)
+    else:
+        values = torch.linalg.svdvals(work, driver=driver if driver in TORCH_DRIVERS else None)
+    values = torch.where(finite[..., None], values, torch.nan)
+    return values, torch.where(finite, _ops.INFO_OK, _ops.INFO_NONFINITE).to(torch.int32)
+
+
+def _gram(A: Tensor) -> Tensor:
+    # Scaled by a power of two, so that no square overflows or vanishes.
+    largest = A.abs().amax((-2, -1), keepdim=True) if A.numel() else A.new_zeros(())
+    exponent = torch.frexp(largest.to(torch.float64))[1]
+    tall = A if A.shape[-2] >= A.shape[-1] else A.mT
+    work = torch.ldexp(tall.to(torch.float64), -exponent)
+    squares = torch.linalg.eigvalsh(work.mT @ work).flip(-1)
+    return torch.ldexp(squares.clamp(min=0).sqrt(), exponent.squeeze(-1)).to(A.dtype)
+
+
+def raise_if_nonfinite(info: Tensor) -> None:
+    """LinAlgError for the first matrix whose info says so, in torch's words. Waits for the device."""
+    bad = torch.nonzero(info.flatten()).flatten()
+    if not len(bad):
+        return
+    element = f"(Batch element {int(bad[0])}): " if info.dim() else ""
+    raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+        f"linalg.svd: {element}The algorithm failed to converge because the input matrix contained "
+        "non-finite values."
+    )
+
+
+@implements("svdvals_ex")
+def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
+    """The operator on devices without a kernel."""
+    values, info = svdvals(A, choose(A.shape, A.dtype, A.device.type, driver).driver)
+    if check_errors:
+        raise_if_nonfinite(info)
+    return values, info

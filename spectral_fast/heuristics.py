@@ -1,0 +1,71 @@
+"""Which path a call takes. A pure function of shape, dtype, device type and driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from spectral_fast._ops import NATIVE_DTYPES
+
+DRIVERS = ("bidiag", "gram", "jacobi", "torch")
+TORCH_DRIVERS = ("gesvd", "gesvdj", "gesvda")
+
+# Householder QR first pays when m > 5/3 n (Chan 1982); csrc/cpu/svdvals.inl makes the same choice.
+REDUCE_RATIO = 5 / 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The path of one call: ``backend`` ("cpu", "reference"), ``driver``, ``stages`` in order, ``reason``."""
+
+    backend: str
+    driver: str
+    stages: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.driver} [{' -> '.join(self.stages)}] because {self.reason}"
+
+
+def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver: str | None = None) -> Plan:
+    """The plan for svdvals of a tensor of this shape (\\*, m, n).
+
+    Raises ValueError for a driver that is unknown or does not exist for the device.
+    """
+    if len(shape) < 2:
+        raise ValueError(f"shape {tuple(shape)} is not a batch of matrices: it needs two dimensions")
+    if driver is not None and driver not in DRIVERS + TORCH_DRIVERS:
+        raise ValueError(f"driver {driver!r} is unknown: choose from {', '.join(DRIVERS)} or None")
+    native = device_type == "cpu" and dtype in NATIVE_DTYPES
+
+    if driver is None:
+        if native:
+            return _native_plan(shape, "CPU kernels exist for this dtype")
+        why = f"no kernel of ours runs on {device_type}" if device_type != "cpu" else f"{dtype}"
+        return Plan("reference", "torch", ("torch.linalg.svdvals",), why)
+    asked = f"driver={driver!r} was asked for"
+    if driver == "torch":
+        return Plan("reference", "torch", ("torch.linalg.svdvals",), asked)
+    if driver == "gram" and dtype in NATIVE_DTYPES:
+        return Plan("reference", "gram", ("float64 Gram matrix", "torch.linalg.eigvalsh"), asked)
+    if driver == "bidiag" and native:
+        return _native_plan(shape, asked)
+    if driver in TORCH_DRIVERS and device_type == "cuda":
+        return Plan("reference", driver, (f"torch.linalg.svdvals(driver={driver!r})",), asked)
+    raise ValueError(
+        f"driver {driver!r} is not available for {dtype} on {device_type}: "
+        f"leave driver=None to have one chosen, or use 'torch'"
+    )
+
+
+def _native_plan(shape: tuple[int, ...], reason: str) -> Plan:
+    long, short = max(shape[-2:]), min(shape[-2:])
+    if long > REDUCE_RATIO * short:
+        return Plan(
+            "cpu",
+            "bidiag",
+            ("reduce", "bidiagonal", "values"),
+            f"{reason}; tall enough for QR first",
+        )
+    return Plan("cpu", "bidiag", ("bidiagonal", "values"), reason)

@@ -1,0 +1,20 @@
+"""Finding the weight matrices of models and checkpoints, and what each of them does."""
+
+from spectral_fast.models.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointTensor,
+    open_checkpoint,
+)
+from spectral_fast.models.matrices import WeightMatrix, weight_matrices
+from spectral_fast.models.roles import EMBEDDING_ROLES
+
+__all__ = [
+    "EMBEDDING_ROLES",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointTensor",
+    "WeightMatrix",
+    "open_checkpoint",
+    "weight_matrices",
+]

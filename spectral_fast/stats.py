@@ -1,0 +1,225 @@
+"""spectral_stats: from matrices, or their singular values, to every statistic of the spectrum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from spectral_fast import _ops
+from spectral_fast._autograd import Grads, differentiable
+from spectral_fast.linalg import svdvals_ex, svdvals_jvp, svdvals_vjp
+from spectral_fast.powerlaw import (
+    hill_derivative,
+    in_descending_order,
+    pull_back,
+    ranksize_derivative,
+    require_spectrum,
+)
+
+
+@dataclass(frozen=True)
+class SpectralStats:
+    """Statistics of the singular values sigma_1 >= ... >= sigma_r of each matrix, lambda = sigma^2.
+
+    Every field has the shape of the batch; float64, counts int64. Logarithms in log_* are to base 10.
+    Registered as a pytree. The fields from ``alpha`` on are not differentiable: they raise in
+    reverse mode and are NaN in forward mode.
+    """
+
+    spectral_norm: Tensor
+    """sigma_1"""
+    frobenius_norm: Tensor
+    """sqrt(sum sigma^2)"""
+    nuclear_norm: Tensor
+    """sum sigma"""
+    stable_rank: Tensor
+    """sum sigma^2 / sigma_1^2"""
+    effective_rank: Tensor
+    """exp of the entropy of sigma / sum sigma (Roy and Vetterli 2007)"""
+    spectral_entropy: Tensor
+    """entropy of sigma^2 / sum sigma^2, divided by ln r"""
+    participation_ratio: Tensor
+    """(sum lambda)^2 / sum lambda^2"""
+    condition_number: Tensor
+    """sigma_1 / sigma_r"""
+    log_norm: Tensor
+    """log10 sum lambda"""
+    alpha_hill: Tensor
+    """Hill estimate over the upper half of lambda"""
+    alpha_ranksize: Tensor
+    """-slope of ln sigma_k on ln k"""
+    alpha: Tensor
+    """Clauset-Shalizi-Newman density exponent of lambda"""
+    alpha_stderr: Tensor
+    """its standard error, (alpha - 1) / sqrt(n_tail)"""
+    xmin: Tensor
+    """threshold of the fit, in units of lambda"""
+    ks_distance: Tensor
+    """Kolmogorov-Smirnov distance of the fit"""
+    n_tail: Tensor
+    """values in the fitted tail"""
+    alpha_weighted: Tensor
+    """alpha log10 lambda_1"""
+    log_alpha_norm: Tensor
+    """log10 sum lambda^alpha"""
+    mp_edge: Tensor
+    """upper edge of the Marchenko-Pastur bulk, in units of lambda; NaN without the matrix shape"""
+    mp_spikes: Tensor
+    """values above that edge by more than its fluctuation; -1 without the matrix shape"""
+    svdvals: Tensor | None = None
+    """the values themselves, (\\*, r), where asked for"""
+
+
+pytree.register_dataclass(SpectralStats)
+
+
+def spectral_stats(A: Tensor, *, driver: str | None = None, return_svdvals: bool = False) -> SpectralStats:
+    """All statistics of each matrix in A (\\*, m, n); see :class:`SpectralStats`.
+
+    A, driver: as in :func:`spectral_fast.svdvals`; real dtypes only.
+    return_svdvals: keep the values in the field ``svdvals``.
+
+    A matrix with a NaN or an infinity has NaN statistics and n_tail 0; nothing is raised for it and a GPU
+    is never waited for. Raises TypeError or ValueError for what is no batch of real matrices.
+    """
+    if not isinstance(A, Tensor):
+        raise TypeError(f"spectral_stats(): argument 'A' must be Tensor, not {type(A).__name__}")
+    if A.dim() < 2 or A.dtype not in _ops.NATIVE_DTYPES or A.layout != torch.strided:
+        raise ValueError(
+            "spectral_stats: A must be a dense real floating-point tensor of shape (*, m, n), "
+            f"got {A.dtype}, {A.layout}, shape {tuple(A.shape)}"
+        )
+    S, smooth, fitted = _matrix_stats(A, driver)
+    return _unpack(smooth, fitted, S if return_svdvals else None)
+
+
+def stats_from_svdvals(S: Tensor, *, shape: tuple[int, int] | None = None) -> SpectralStats:
+    """All statistics from singular values S (\\*, r), any order, >= 0.
+
+    shape: (m, n) of the matrices the values come from, with min(m, n) = r. Without it mp_edge is NaN
+    and mp_spikes -1. A row with a NaN has NaN statistics. Raises TypeError or ValueError for what is no
+    spectrum.
+    """
+    require_spectrum(S, "stats_from_svdvals", "S")
+    if shape is not None and min(shape) != S.shape[-1]:
+        raise ValueError(
+            f"stats_from_svdvals: a matrix of shape {tuple(shape)} has {min(shape)} singular values, "
+            f"S has {S.shape[-1]}"
+        )
+    rows, cols = shape if shape is not None else (None, None)
+    smooth, fitted = _value_stats(S, rows, cols)
+    return _unpack(smooth, fitted, None)
+
+
+def scalar_fields() -> tuple[str, ...]:
+    """Names of the fields with one number a matrix, in order."""
+    return tuple(f.name for f in fields(SpectralStats) if f.name != "svdvals")
+
+
+def _unpack(smooth: Tensor, fitted: Tensor, S: Tensor | None) -> SpectralStats:
+    named = dict(zip(_ops.SMOOTH_FIELDS, smooth.unbind(-1), strict=True))
+    named |= zip(_ops.FITTED_FIELDS, fitted.unbind(-1), strict=True)
+    named["n_tail"] = named["n_tail"].to(torch.int64)
+    named["mp_spikes"] = named["mp_spikes"].nan_to_num(nan=-1).to(torch.int64)
+    return SpectralStats(**named, svdvals=S)
+
+
+def smooth_derivatives(s: Tensor) -> Tensor:
+    """d field / d sigma for every field of SMOOTH_FIELDS; s: (\\*, r) descending, result (\\*, fields, r)."""
+    r = s.shape[-1]
+    rank = torch.arange(r, device=s.device)
+    first, last = (rank == 0).to(s.dtype), (rank == r - 1).to(s.dtype)
+    lam = s * s
+    largest, smallest = s[..., :1], s[..., -1:]
+    total, total_lam = s.sum(-1, keepdim=True), lam.sum(-1, keepdim=True)
+    total_squared = (lam * lam).sum(-1, keepdim=True)
+
+    p = s / total
+    entropy = -torch.special.xlogy(p, p).sum(-1, keepdim=True)
+    q = lam / total_lam
+    lam_entropy = -torch.special.xlogy(q, q).sum(-1, keepdim=True)
+    # sigma ln q -> 0 with sigma
+    s_log_q = torch.special.xlogy(s, q)
+    rows = {
+        "spectral_norm": first.expand(s.shape),
+        "frobenius_norm": s / total_lam.sqrt(),
+        "nuclear_norm": torch.ones_like(s),
+        "stable_rank": 2 * s / largest**2 - first * 2 * total_lam / largest**3,
+        "effective_rank": -entropy.exp() * (p.log() + entropy) / total,
+        "spectral_entropy": -2 * (s_log_q + s * lam_entropy) / total_lam / math.log(max(r, 2)),
+        "participation_ratio": 4 * s * (total_lam / total_squared - total_lam**2 * lam / total_squared**2),
+        "condition_number": first / smallest - last * largest / smallest**2,
+        "log_norm": 2 * s / total_lam / math.log(10),
+        "alpha_hill": hill_derivative(lam, None) * 2 * s,
+        "alpha_ranksize": ranksize_derivative(s),
+    }
+    return torch.stack([rows[name] for name in _ops.SMOOTH_FIELDS], -2)
+
+
+def _reject_fitted_gradient(grad: Tensor | None) -> None:
+    if grad is not None:
+        raise RuntimeError(
+            f"these fields of SpectralStats are not differentiable: {', '.join(_ops.FITTED_FIELDS)}. "
+            "Detach them, or use alpha_hill or alpha_ranksize, which are differentiable."
+        )
+
+
+def _values_vjp(S: Tensor, grad: Tensor) -> Tensor:
+    ordered, order = in_descending_order(S)
+    return pull_back(S, order, (grad.unsqueeze(-2) @ smooth_derivatives(ordered)).squeeze(-2))
+
+
+def _values_jvp(S: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    ordered, order = in_descending_order(S)
+    moved = tangent.to(torch.float64).gather(-1, order)
+    smooth = (smooth_derivatives(ordered) @ moved.unsqueeze(-1)).squeeze(-1)
+    fitted = smooth.new_full((*smooth.shape[:-1], len(_ops.FITTED_FIELDS)), torch.nan)
+    return smooth, fitted
+
+
+def _value_stats_vjp(S: Tensor, params: list[Any], grads: Grads) -> Tensor | None:
+    grad_smooth, grad_fitted = grads
+    _reject_fitted_gradient(grad_fitted)
+    return None if grad_smooth is None else _values_vjp(S, grad_smooth)
+
+
+def _value_stats_jvp(S: Tensor, params: list[Any], tangent: Tensor) -> tuple[Tensor, Tensor]:
+    return _values_jvp(S, tangent)
+
+
+def _matrix_stats_vjp(A: Tensor, params: list[Any], grads: Grads) -> Tensor | None:
+    grad_S, grad_smooth, grad_fitted = grads
+    _reject_fitted_gradient(grad_fitted)
+    if grad_smooth is not None:
+        from_stats = _values_vjp(_recomputed_values(A, params), grad_smooth)
+        grad_S = from_stats if grad_S is None else grad_S + from_stats
+    return None if grad_S is None else svdvals_vjp(A, grad_S)
+
+
+def _matrix_stats_jvp(A: Tensor, params: list[Any], tangent: Tensor) -> tuple[Tensor, ...]:
+    S_tangent = svdvals_jvp(A, tangent)
+    return (S_tangent, *_values_jvp(_recomputed_values(A, params), S_tangent))
+
+
+def _recomputed_values(A: Tensor, params: list[Any]) -> Tensor:
+    """The values as a function of A, so that a second derivative sees them."""
+    return svdvals_ex(A, driver=params[0]).S
+
+
+_value_stats = differentiable(
+    _ops.stats_from_svdvals,
+    vjp=_value_stats_vjp,
+    jvp=_value_stats_jvp,
+    compiled_constant_outputs=(1,),
+)
+_matrix_stats = differentiable(
+    _ops.spectral_stats,
+    vjp=_matrix_stats_vjp,
+    jvp=_matrix_stats_jvp,
+    compiled_constant_outputs=(2,),
+)

@@ -1,0 +1,1 @@
+"""Slow oracles that the tests compare the package with."""
