@@ -7,10 +7,10 @@
 //
 //   input        any strides (in elements, zero and negative included) in any dimension; never written to.
 //                float16 and bfloat16 are widened to float32 while they are read.
-//   output       values: batch x k, contiguous, of the compute type (float32, or float64 for float64 input).
+//   output       values: batch x k, contiguous; float32, or float64 for float64 input.
 //   info         batch words. info_ok: the values hold the accuracy bound. info_nonfinite: A has a NaN or an infinity;
 //                its values are NaN and no other matrix is affected.
-//   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the compute type,
+//   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the output type,
 //                or twice the error of LAPACK on the same matrix where that is larger.
 //   workspace    one block for each thread, svdvals_workspace_bytes(rows, cols) long, aligned to workspace_alignment.
 //   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 8/3 n^3 where `reduce` runs first (m > 5/3 n).
@@ -38,7 +38,7 @@ struct MatrixView {
   int64_t row_stride, col_stride;  // in elements
 };
 
-// What one instruction set offers. Scalar is the compute and output type.
+// What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
 template <typename Scalar>
 struct Kernels {
   std::size_t (*svdvals_workspace_bytes)(int64_t rows, int64_t cols);

@@ -36,6 +36,8 @@ exit codes:
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _REPEATS = 3
+# Matrices before and after the layers, left out unless asked for.
+_OUTSIDE_ROLES = EMBEDDING_ROLES | {"pooler", "head"}
 _STATISTICS = tuple(f.name for f in dataclasses.fields(SpectralStats) if f.name != "svdvals")
 
 
@@ -126,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help=f"draw spectra and statistics over depth ({', '.join(PICTURE_SUFFIXES)})",
     )
-    analyze.add_argument("--embeddings", action="store_true", help="analyse the embeddings too (slow)")
+    analyze.add_argument(
+        "--embeddings", action="store_true", help="analyse embeddings, poolers and heads too (slow)"
+    )
     analyze.add_argument(
         "--compare",
         action="store_true",
@@ -154,27 +158,27 @@ def _analyze(arguments: argparse.Namespace) -> int:
         if arguments.compare and rows[-1].stats is not None:
             comparisons.append(_compare(row.name, matrix, ours_first=len(rows) % 2 == 0))
 
-    _print_table(rows)
-    left_out = len(checkpoint.matrices()) - len(rows)
-    if left_out:
-        print(f"{left_out} embeddings left out; --embeddings includes them")
-    for row in rows:
-        if row.note:
-            print(f"not analysed: {row.name}: {row.note}")
-    accurate = _print_comparison(comparisons) if arguments.compare else True
-    if arguments.csv is not None:
-        _write_atomically(arguments.csv, lambda path: _write_csv(path, rows))
-    if arguments.plot is not None:
-        spectra = [
-            LayerSpectrum(row.layer, row.role, row.svdvals, row.stats)
-            for row in rows
-            if row.layer is not None and row.svdvals is not None and row.stats is not None
-        ]
-        suffix = arguments.plot.suffix
-        _write_atomically(
-            arguments.plot,
-            lambda path: save_picture(spectra, path, suffix=suffix, title=arguments.path.name),
-        )
+    # Files first, so that a reader who closes the pipe still gets them; the report in any case.
+    messages: list[str] = []
+    try:
+        if arguments.csv is not None:
+            messages.append(_write_atomically(arguments.csv, lambda path: _write_csv(path, rows)))
+        if arguments.plot is not None:
+            messages.append(_plot(arguments.plot, rows, title=arguments.path.name))
+    finally:
+        _print_table(rows)
+        left_out = len(checkpoint.matrices()) - len(rows)
+        if left_out:
+            print(
+                f"{_count(left_out, 'matrix', 'matrices')} outside the layers left out "
+                "(embeddings, pooler, head); see --embeddings"
+            )
+        for row in rows:
+            if row.note:
+                print(f"not analysed: {row.name}: {row.note}")
+        accurate = _print_comparison(comparisons) if arguments.compare else True
+        for message in messages:
+            print(message)
     return 0 if accurate and not any(row.note for row in rows) else 1
 
 
@@ -188,7 +192,7 @@ def _check_output(output: Path, checkpoint: Path) -> None:
 
 
 def _check_plot(output: Path, rows: Iterable[_Row]) -> None:
-    if output.suffix not in PICTURE_SUFFIXES:
+    if output.suffix.lower() not in PICTURE_SUFFIXES:
         raise _CommandError(f"{output}: --plot writes {', '.join(PICTURE_SUFFIXES)} files only")
     if importlib.util.find_spec("matplotlib") is None:
         raise _CommandError(
@@ -205,10 +209,12 @@ def _select(checkpoint: Checkpoint, *, embeddings: bool) -> list[_Row]:
     rows = []
     for tensor in checkpoint.matrices():
         role, layer = role_and_layer(tensor.name)
-        if embeddings or role not in EMBEDDING_ROLES:
+        if embeddings or role not in _OUTSIDE_ROLES:
             rows.append(_Row(tensor.name, layer, role, (tensor.shape[0], tensor.shape[1])))
     if not rows:
-        raise CheckpointError(checkpoint.path, "holds embeddings only", "Give --embeddings to analyse them")
+        raise CheckpointError(
+            checkpoint.path, "holds embeddings, poolers and heads only", "Give --embeddings to analyse them"
+        )
     return sorted(rows, key=lambda row: reading_order(row.role, row.layer))
 
 
@@ -231,7 +237,7 @@ def _analyze_matrix(row: _Row, matrix: torch.Tensor) -> _Row:
         return dataclasses.replace(row, note=f"{dtype} entries need scales that are stored apart")
     try:
         values = svdvals(matrix)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         bad = int((~torch.isfinite(matrix)).sum())
         total = matrix.numel()
         note = f"{bad} of its {total} entries are NaN or infinite" if bad else str(error)
@@ -306,8 +312,12 @@ def _print_table(rows: Sequence[_Row]) -> None:
     table = _table(rows)
     console = Console(highlight=False)
     # Rich squeezes a table into the width of the console, 80 columns where there is no terminal.
-    console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+    unlimited = console.options.update(max_width=10_000)
+    console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+    # Printed by Python itself: rich would exit with code 1 on a closed pipe.
+    with console.capture() as text:
+        console.print(table)
+    print(text.get(), end="")
 
 
 def _table(rows: Sequence[_Row]) -> "Table":
@@ -357,6 +367,18 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _plot(output: Path, rows: Iterable[_Row], *, title: str) -> str:
+    spectra = [
+        LayerSpectrum(row.layer, row.role, row.svdvals, row.stats)
+        for row in rows
+        if row.layer is not None and row.svdvals is not None and row.stats is not None
+    ]
+    if not spectra:
+        return "no picture: no matrix in a layer could be analysed"
+    suffix = output.suffix.lower()
+    return _write_atomically(output, lambda path: save_picture(spectra, path, suffix=suffix, title=title))
+
+
 def _write_csv(path: Path, rows: Iterable[_Row]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -371,8 +393,8 @@ def _exactly(row: _Row, statistic: str) -> str:
     return "" if row.stats is None else repr(getattr(row.stats, statistic).item())
 
 
-def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
-    """Write to a neighbouring name first, so that no reader ever sees half a file."""
+def _write_atomically(output: Path, write: Callable[[Path], None]) -> str:
+    """Write to a neighbouring name first, so that no reader ever sees half a file; say what was done."""
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -381,7 +403,7 @@ def _write_atomically(output: Path, write: Callable[[Path], None]) -> None:
         raise _CommandError(f"{output}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
-    print(f"wrote {output}")
+    return f"wrote {output}"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from spectral_fast.stats import SpectralStats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
+    from matplotlib.ticker import MaxNLocator
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -38,6 +39,7 @@ _ROLE_NAMES = {
     "mlp_gate": "MLP gate",
     "mlp_gate_in": "MLP gate, in (fused)",
     "mlp_out": "MLP out",
+    "other": "other matrices",
 }
 # Okabe and Ito's palette, told apart under the common colour deficiencies; the markers help too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -95,13 +97,8 @@ def _draw_tails(
     every = -(-len(layers) // _MAX_FITS)
     fitted = set(layers[::every])
     # Without viridis' yellow end, which is hard to see on white.
-    scale = ScalarMappable(
-        Normalize(layers[0], max(layers[-1], layers[0] + 1)),
-        ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256))),
-    )
-
-    def colour(layer: int) -> Any:
-        return scale.cmap(scale.norm(layer))
+    depth = Normalize(layers[0], max(layers[-1], layers[0] + 1))
+    colours = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
 
     grid = area.subplots(panel_rows, columns, sharey=True, squeeze=False)
     panels = list(grid.flat)
@@ -109,10 +106,10 @@ def _draw_tails(
     for axes, (role, spectra) in zip(panels, by_role.items(), strict=False):
         axes.set(xscale="log", yscale="log")
         for spectrum in spectra:
-            _draw_tail(axes, spectrum, colour(spectrum.layer))
+            _draw_tail(axes, spectrum, colours(depth(spectrum.layer)))
         for spectrum in spectra:  # on top of all curves
             if spectrum.layer in fitted:
-                _draw_fit(axes, spectrum, colour(spectrum.layer))
+                _draw_fit(axes, spectrum, colours(depth(spectrum.layer)))
         axes.set_xlim(left=_left_edge(spectra))
         axes.set_ylim(0.7 * smallest, 1.3)
         axes.set_title(_ROLE_NAMES.get(role, role), fontsize=14)
@@ -123,7 +120,7 @@ def _draw_tails(
         axes.set_axis_off()
     area.supxlabel("eigenvalue λ = σ² of WᵀW", fontsize=14)
     area.supylabel("fraction of eigenvalues ≥ λ", fontsize=14)
-    bar = area.colorbar(scale, ax=panels, aspect=35, pad=0.01)
+    bar = area.colorbar(ScalarMappable(depth, colours), ax=panels, aspect=35, pad=0.01)
     bar.set_label("layer", fontsize=14)
     bar.ax.tick_params(labelsize=12)
     bar.locator = _whole_numbers()

@@ -26,7 +26,7 @@ from spectral_fast.powerlaw import (
 class SpectralStats:
     """Statistics of the singular values sigma_1 >= ... >= sigma_r of each matrix, lambda = sigma^2.
 
-    Every field has the shape of the batch; float64, counts int64. Logarithms in log_* are to base 10.
+    Every field has the shape of the batch; float64, n_tail int64. Logarithms in log_* are to base 10.
     Registered as a pytree. The fields from ``alpha`` on are not differentiable: they raise in
     reverse mode and are NaN in forward mode.
     """
@@ -70,7 +70,7 @@ class SpectralStats:
     mp_edge: Tensor
     """upper edge of the Marchenko-Pastur bulk, in units of lambda; NaN without the matrix shape"""
     mp_spikes: Tensor
-    """values above that edge by more than its fluctuation; -1 without the matrix shape"""
+    """values above that edge by more than its fluctuation; NaN without the matrix shape"""
     svdvals: Tensor | None = None
     """the values themselves, (\\*, r), where asked for"""
 
@@ -101,8 +101,8 @@ def spectral_stats(A: Tensor, *, driver: str | None = None, return_svdvals: bool
 def stats_from_svdvals(S: Tensor, *, shape: tuple[int, int] | None = None) -> SpectralStats:
     """All statistics from singular values S (\\*, r), any order, >= 0.
 
-    shape: (m, n) of the matrices the values come from, with min(m, n) = r. Without it mp_edge is NaN
-    and mp_spikes -1. A row with a NaN has NaN statistics. Raises TypeError or ValueError for what is no
+    shape: (m, n) of the matrices the values come from, with min(m, n) = r. Without it the mp_*
+    fields are NaN. A row with a NaN has NaN statistics. Raises TypeError or ValueError for what is no
     spectrum.
     """
     require_spectrum(S, "stats_from_svdvals", "S")
@@ -125,7 +125,6 @@ def _unpack(smooth: Tensor, fitted: Tensor, S: Tensor | None) -> SpectralStats:
     named = dict(zip(_ops.SMOOTH_FIELDS, smooth.unbind(-1), strict=True))
     named |= zip(_ops.FITTED_FIELDS, fitted.unbind(-1), strict=True)
     named["n_tail"] = named["n_tail"].to(torch.int64)
-    named["mp_spikes"] = named["mp_spikes"].nan_to_num(nan=-1).to(torch.int64)
     return SpectralStats(**named, svdvals=S)
 
 

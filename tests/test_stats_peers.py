@@ -106,9 +106,7 @@ def test_weightwatcher_drops_values_up_to_1e_5(name, ww):
     lam = lam * (1e-5 / lam[len(lam) // 4])  # a quarter of the values below the cut
     kept = lam[lam > 1e-5]
     assert 20 <= len(kept) < len(lam)
-    alpha, _, xmin, _, D, sigma, spikes, *_, status, _ = ww.WeightWatcher.fit_powerlaw(
-        None, lam, plot=False
-    )
+    alpha, _, xmin, _, D, sigma, spikes, *_, status, _ = ww.WeightWatcher.fit_powerlaw(None, lam, plot=False)
     assert status == "success"
     got = ours(kept)
     right_answers(kept, xmin, got.xmin)

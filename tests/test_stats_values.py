@@ -217,9 +217,7 @@ def test_exact_power_law_gives_its_exponents():
         assert stats.alpha_ranksize.item() == pytest.approx(beta, rel=1e-12)
         # Hill over the n/2 largest: mean ln(n/2k) = 1 - ln(pi n)/n + ..., times 2 beta.
         limit = 1 / (2 * beta)
-        assert stats.alpha_hill.item() - 1 == pytest.approx(
-            limit, rel=2 * math.log(math.pi * n) / n
-        )
+        assert stats.alpha_hill.item() - 1 == pytest.approx(limit, rel=2 * math.log(math.pi * n) / n)
         assert stats.alpha.item() - 1 == pytest.approx(limit, rel=2 * math.log(math.pi * n) / n)
 
 
@@ -233,6 +231,16 @@ def test_mp_median_oracle_is_the_median():
         above, _ = integrate.quad(density, middle, b, epsabs=1e-11, limit=300)
         assert below == pytest.approx(above, abs=1e-9)  # quad's own reach at the square roots
         assert below + above == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("m", [2000, 2001, 2010, 2100, 40000])
+def test_bulk_edge_close_to_square(m):
+    """Near ratio 1 the law's density bends within 1 - sqrt(ratio) of zero: quadrature's hard case."""
+    s = np.linspace(2, 1, 2000)
+    stats = stats_from_svdvals(tensor(s), shape=(m, 2000))
+    edge, threshold = oracle.mp_bulk(s**2, (m, 2000))
+    assert stats.mp_edge.item() == pytest.approx(edge, rel=1e-12)
+    assert stats.mp_spikes.item() == (s**2 > threshold).sum()
 
 
 # ------------------------------------------------------------------ batches and dtypes

@@ -15,43 +15,10 @@
 template <typename T>
 struct BidiagonalWorkspace {
   T* a;                        // m x ld, row-major, columns from n to ld zero
-  T *w, *u, *sum;              // ld
+  T *w, *u, *sum, *part;       // ld
   T *v, *y, *v_next, *y_next;  // m
   int64_t ld;
 };
-
-template <typename T>
-static inline void rank2_update_and_multiply(T* a, int64_t ld, int64_t first, int64_t m, int64_t from, const T* v, const T* w,
-                                             const T* y, const T* u, const T* v_next, T* sum) {
-  typedef Simd<T> S;
-  typedef typename S::Vector V;
-  for (int64_t j = from; j < ld; j += S::lanes) S::store(sum + j, V{});
-  int64_t i = first;
-  for (; i + 4 <= m; i += 4) {
-    T* a0 = a + i * ld;
-    T *a1 = a0 + ld, *a2 = a1 + ld, *a3 = a2 + ld;
-    for (int64_t j = from; j < ld; j += S::lanes) {
-      const V wj = S::load(w + j), uj = S::load(u + j);
-      const V x0 = S::load(a0 + j) - v[i] * wj - y[i] * uj;
-      const V x1 = S::load(a1 + j) - v[i + 1] * wj - y[i + 1] * uj;
-      const V x2 = S::load(a2 + j) - v[i + 2] * wj - y[i + 2] * uj;
-      const V x3 = S::load(a3 + j) - v[i + 3] * wj - y[i + 3] * uj;
-      S::store(a0 + j, x0);
-      S::store(a1 + j, x1);
-      S::store(a2 + j, x2);
-      S::store(a3 + j, x3);
-      S::store(sum + j, S::load(sum + j) + ((v_next[i] * x0 + v_next[i + 1] * x1) + (v_next[i + 2] * x2 + v_next[i + 3] * x3)));
-    }
-  }
-  for (; i < m; ++i) {
-    T* a0 = a + i * ld;
-    for (int64_t j = from; j < ld; j += S::lanes) {
-      const V x0 = S::load(a0 + j) - v[i] * S::load(w + j) - y[i] * S::load(u + j);
-      S::store(a0 + j, x0);
-      S::store(sum + j, S::load(sum + j) + v_next[i] * x0);
-    }
-  }
-}
 
 // y_i <- tau (a_i . u - v_i wu) for the rows from `first` on.
 template <typename T>
@@ -104,7 +71,7 @@ static void bidiagonalize(BidiagonalWorkspace<T> ws, int64_t m, int64_t n, doubl
     // w and u are zero up to column k, so a start on a register boundary changes nothing left of k + 1.
     ws.w[k] = ws.u[k] = 0;
     const int64_t from = round_down(k + 1, Simd<T>::lanes);
-    rank2_update_and_multiply(a, ld, k, m, from, ws.v, ws.w, ws.y, ws.u, ws.v_next, ws.sum);
+    update_and_multiply<2>(a, ld, k, m, from, RankOne<T>{ws.v, ws.w}, RankOne<T>{ws.y, ws.u}, ws.v_next, ws.sum, ws.part);
     for (int64_t j = from; j <= k; ++j) ws.w[j] = 0;
     for (int64_t j = k + 1; j < n; ++j) ws.w[j] = static_cast<T>(left.tau * ws.sum[j]);
 

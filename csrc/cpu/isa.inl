@@ -13,6 +13,7 @@ namespace {
 #include "simd.inl"
 #include "load.inl"
 #include "householder.inl"
+#include "update.inl"
 #include "reduce.inl"
 #include "bidiagonal.inl"
 #include "values.inl"

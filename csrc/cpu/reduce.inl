@@ -26,42 +26,10 @@ struct ReduceWorkspace {
   double* r;      // n x ldr
   T* chunk;       // chunk_rows x ld
   T* w;           // ld: tau z of the pending update
-  T* sum;         // ld: c_k^T C
+  T *sum, *part;  // ld: c_k^T C
   T *v, *v_next;  // chunk_rows
   int64_t chunk_rows, ldr, ld;
 };
-
-// C <- C - v w^T, sum <- C^T v_next, over columns from `from` on.
-template <typename T>
-static inline void update_and_multiply(T* c, int64_t ld, int64_t rows, int64_t from, int64_t to, const T* v, const T* w,
-                                       const T* v_next, T* sum) {
-  typedef Simd<T> S;
-  typedef typename S::Vector V;
-  for (int64_t j = from; j < to; j += S::lanes) S::store(sum + j, V{});
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
-    T* c0 = c + i * ld;
-    T *c1 = c0 + ld, *c2 = c1 + ld, *c3 = c2 + ld;
-    for (int64_t j = from; j < to; j += S::lanes) {
-      const V wj = S::load(w + j);
-      const V a0 = S::load(c0 + j) - v[i] * wj, a1 = S::load(c1 + j) - v[i + 1] * wj;
-      const V a2 = S::load(c2 + j) - v[i + 2] * wj, a3 = S::load(c3 + j) - v[i + 3] * wj;
-      S::store(c0 + j, a0);
-      S::store(c1 + j, a1);
-      S::store(c2 + j, a2);
-      S::store(c3 + j, a3);
-      S::store(sum + j, S::load(sum + j) + ((v_next[i] * a0 + v_next[i + 1] * a1) + (v_next[i + 2] * a2 + v_next[i + 3] * a3)));
-    }
-  }
-  for (; i < rows; ++i) {
-    T* c0 = c + i * ld;
-    for (int64_t j = from; j < to; j += S::lanes) {
-      const V a0 = S::load(c0 + j) - v[i] * S::load(w + j);
-      S::store(c0 + j, a0);
-      S::store(sum + j, S::load(sum + j) + v_next[i] * a0);
-    }
-  }
-}
 
 // Folds `rows` rows of ws.chunk into ws.r.
 template <typename T>
@@ -78,7 +46,7 @@ static void reduce_fold(const ReduceWorkspace<T>& ws, int64_t rows, int64_t n) {
     // Entries up to column k of w are zero, so a start on a register boundary leaves what lies before k+1 as it is.
     ws.w[k] = 0;
     const int64_t from = round_down(k + 1, Simd<T>::lanes);
-    update_and_multiply(ws.chunk, ws.ld, rows, from, ws.ld, v, ws.w, v_next, ws.sum);
+    update_and_multiply<1>(ws.chunk, ws.ld, 0, rows, from, RankOne<T>{v, ws.w}, RankOne<T>{}, v_next, ws.sum, ws.part);
     r[k] = h.beta;
     for (int64_t j = k + 1; j < n; ++j) {
       const double z = h.tau * (r[j] + ws.sum[j]);

@@ -54,8 +54,9 @@ struct ValuesWorkspace {
 // d (n), e (n - 1) -> values, descending, times 2^exponent. d and e are not changed.
 template <typename T>
 static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const double* e, int64_t n, int exponent, T* values) {
-  // Half a unit of the output is lost in rounding anyway; the bracket adds a quarter of that, or one unit of double.
-  constexpr double tolerance = sizeof(T) == sizeof(float) ? 0x1p-27 : 0x1p-52;
+  // Half a unit of the output is lost in rounding anyway; the bracket adds an eighth of one to float32, and closes to
+  // neighbouring numbers in double.
+  constexpr double tolerance = sizeof(T) == sizeof(float) ? 0x1p-27 : 0x1p-53;
   constexpr double floor_ratio = sizeof(T) == sizeof(float) ? 0x1p-250 : 0x1p-480;
 
   // |B|_2 <= sqrt(|B|_1 |B|_inf), the norms being sums of two neighbours.

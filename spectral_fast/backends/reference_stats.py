@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,8 @@ _SCAN_ELEMENTS = 1 << 22
 
 
 def _descending(S: Tensor) -> Tensor:
-    return S.detach().to(torch.float64).sort(-1, descending=True).values
+    # Contiguous: sums over strided rows go in another order, and would give a batch other bits than its rows.
+    return S.detach().to(torch.float64).contiguous().sort(-1, descending=True).values
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Te
     alpha, start, distance, tail = fit
     usable = x.isfinite().all(-1) & alpha.isfinite()
     tail = torch.where(usable, tail, 0).to(torch.int64)
-    real = (alpha, (alpha - 1) / tail.sqrt(), start, distance)
+    real = (alpha, (alpha - 1) / tail.to(torch.float64).sqrt(), start, distance)
     alpha, stderr, start, distance = (torch.where(usable, v, torch.nan).view(batch) for v in real)
     return alpha, stderr, start, distance, tail.view(batch)
 
@@ -175,7 +175,8 @@ def stats_from_svdvals(S: Tensor, rows: int | None, cols: int | None) -> tuple[T
 
     alpha, stderr, start, distance, tail = fit_powerlaw(lam, None)
     log_powers = alpha.unsqueeze(-1) * lam.log()  # lam = 0 contributes exp(-inf) = 0
-    edge, spikes = _marchenko_pastur(lam, rows, cols)
+    # Of a zero matrix lam is 0/0, while its median is 0.
+    edge, spikes = _marchenko_pastur(torch.where(largest.unsqueeze(-1) == 0, 0, lam), rows, cols)
     fitted = {
         "alpha": alpha,
         "alpha_stderr": stderr,
@@ -221,16 +222,21 @@ def _marchenko_pastur(lam: Tensor, rows: int | None, cols: int | None) -> tuple[
 def marchenko_pastur_median(ratio: float) -> float:
     """Median of the Marchenko-Pastur law of unit variance, 0 < ratio = n / m <= 1.
 
-    The density sqrt((b - x)(x - a)) / (2 pi ratio x) on a, b = (1 -+ sqrt(ratio))^2 is integrated in theta,
-    x = 1 + ratio - 2 sqrt(ratio) cos(theta), where it is smooth; then bisection.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    With x = (1 - r)^2 + 4 r sin^2(t/2) on 0 <= t <= pi, r = sqrt(ratio), the density
+    sqrt((b - x)(x - a)) / (2 pi ratio x) on a, b = (1 -+ r)^2 integrates to
 
-    def mass_below(theta: float) -> float:
-        angle = 0.5 * theta * (nodes + 1)
-        x = 1 + ratio - 2 * math.sqrt(ratio) * np.cos(angle)
-        # At ratio = 1 and angle -> 0 both sin^2 and x vanish; no node lies there.
-        return float(theta * np.sum(weights * np.sin(angle) ** 2 / x) / math.pi)
+    F(t) = 2/pi [sin t / (2 r) + (1 + r^2) t / (4 r^2)
+                 - (1 - r^2) / (2 r^2) atan2((1 + r) sin(t/2), (1 - r) cos(t/2))],
+
+    whose middle is found by bisection.
+    """
+    r = math.sqrt(ratio)
+    gap = (1 - ratio) / (1 + r)  # 1 - r without cancellation
+
+    def mass_below(t: float) -> float:
+        angle = math.atan2((1 + r) * math.sin(t / 2), gap * math.cos(t / 2))
+        bulk = math.sin(t) / (2 * r) + (1 + ratio) * t / (4 * ratio)
+        return 2 / math.pi * (bulk - (1 - ratio) / (2 * ratio) * angle)
 
     low, high = 0.0, math.pi
     for _ in range(60):
@@ -239,7 +245,7 @@ def marchenko_pastur_median(ratio: float) -> float:
             low = middle
         else:
             high = middle
-    return 1 + ratio - 2 * math.sqrt(ratio) * math.cos(low)
+    return gap * gap + 4 * r * math.sin(low / 2) ** 2
 
 
 @implements("spectral_stats")

@@ -102,7 +102,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint for reading its tensors one by one.
 
     Reads safetensors files and PyTorch checkpoints that hold a state dict, at the top or under a
-    usual key such as "state_dict" or "model"; the content decides, not the suffix. Weights stay on
+    usual key such as "state_dict" or "model"; the content decides which it is. Weights stay on
     disk until `CheckpointTensor.load`, except for PyTorch's old format (before version 1.6), which
     cannot be mapped and is read at once. Tied tensors of a PyTorch checkpoint are listed once, as
     `weight_matrices` lists them. Pickles are read with ``weights_only=True``: code in the file is
@@ -156,6 +156,8 @@ def _choose_reader(path: Path) -> _Reader:
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(path, "is a Git LFS pointer, not the weights", "Fetch them with 'git lfs pull'")
     if head.startswith(b"PK\x03\x04"):
+        if path.suffix == ".safetensors":  # torch.load would believe the suffix
+            raise CheckpointError(path, "is a zip archive, not a safetensors file", "Rename it to .pt")
         return _read_torch_zip
     # Eight bytes of header length, then the header, a JSON object.
     if head[8:9] == b"{" or path.suffix == ".safetensors":
@@ -232,7 +234,7 @@ def _read_torch_zip(path: Path) -> list[CheckpointTensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(
             path,
             f"is a truncated or damaged zip archive ({error})",
@@ -275,16 +277,19 @@ def _pickle_error(path: Path, error: Exception) -> CheckpointError:
     if code:
         return CheckpointError(
             path,
-            f"holds more than tensors: it asks to run {code[1]}, which was refused",
+            f"holds more than tensors: it asks for {code[1]!r}, which was refused as it could run code",
             "If you trust its author, load it yourself and save only the model's state_dict()",
         )
-    # The first sentence says what happened; the rest of torch's text advises to run the code.
-    reason = re.split(r"[.\n]", str(error), maxsplit=1)[0]
-    if isinstance(error, EOFError) or "EOF" in reason:
+    if isinstance(error, EOFError) or "EOF" in str(error):
         reason = "it ends too early"
+    elif isinstance(error, RuntimeError):
+        # The first sentence says what happened; the rest of torch's text is advice.
+        reason = re.split(r"[.\n]", str(error), maxsplit=1)[0]
+    else:
+        reason = "its pickle is damaged or was not made by torch.save"
     return CheckpointError(
         path,
-        f"is no readable PyTorch checkpoint ({reason or type(error).__name__})",
+        f"is no readable PyTorch checkpoint ({reason})",
         "The file is damaged or of another kind: download or save it again",
     )
 

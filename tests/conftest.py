@@ -1,0 +1,46 @@
+"""Every test runs with torch's uninitialised memory filled with NaN, and with the same seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from spectral_fast import _cpu
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty returns NaN, so that an output nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.manual_seed(20260422)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=_cpu.built_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test once with every instruction set that was built."""
+    if request.param not in _cpu.runnable_isas():
+        pytest.skip(f"this CPU does not run {request.param}")
+    before = _cpu.current_isa()
+    _cpu.use_isa(request.param)
+    yield request.param
+    _cpu.use_isa(before)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """At least two threads, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    isas = ", ".join(_cpu.runnable_isas())
+    return f"torch {torch.__version__}, instruction sets {isas}, {os.cpu_count()} CPUs"

@@ -1,0 +1,107 @@
+"""capabilities(), explain() and the instruction set that was asked for: nothing falls back silently."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import spectral_fast as sf
+from spectral_fast import _cpu
+from spectral_fast.heuristics import DRIVERS
+
+
+def test_capabilities_are_plain_data() -> None:
+    found = sf.capabilities()
+    assert json.loads(json.dumps(found)) == found
+    assert found["version"] == sf.__version__
+    assert set(found["cpu"]["runnable_isas"]) <= set(found["cpu"]["built_isas"])
+    assert found["cpu"]["isa"] in found["cpu"]["runnable_isas"]
+
+
+@pytest.mark.parametrize("driver", [None, *DRIVERS])
+def test_what_is_listed_runs_and_what_is_not_raises(driver: str | None) -> None:
+    A = torch.randn(6, 4)
+    if driver is None or driver in sf.capabilities()["drivers"]["cpu"]:
+        # "gram" is good to 1e-7 relative to the largest value, LAPACK to 1e-6 at any size
+        torch.testing.assert_close(
+            sf.svdvals(A, driver=driver), torch.linalg.svdvals(A), rtol=0, atol=1e-6 * float(A.norm())
+        )
+        sf.explain(A.shape, driver=driver)
+    else:
+        with pytest.raises(ValueError, match=f"{driver!r} is not available"):
+            sf.svdvals(A, driver=driver)
+        with pytest.raises(ValueError, match=f"{driver!r} is not available"):
+            sf.explain(A.shape, driver=driver)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "device", "driver", "expected"),
+    [
+        ((12, 768, 768), torch.float32, "cpu", None, ("cpu", "bidiag", ("bidiagonal", "values"))),
+        ((3072, 768), torch.bfloat16, "cpu", None, ("cpu", "bidiag", ("reduce", "bidiagonal", "values"))),
+        ((768, 3072), torch.float64, "cpu", "bidiag", ("cpu", "bidiag", ("reduce", "bidiagonal", "values"))),
+        ((5, 4), torch.float32, "cpu", "torch", ("reference", "torch", ("torch.linalg.svdvals",))),
+        ((5, 4), torch.complex64, "cpu", None, ("reference", "torch", ("torch.linalg.svdvals",))),
+        ((5, 4), torch.float32, "cuda", None, ("reference", "torch", ("torch.linalg.svdvals",))),
+        ((5, 4), torch.float32, "cuda", "gesvdj", ("reference", "gesvdj", None)),
+    ],
+)
+def test_explain(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str, driver: str | None, expected: tuple
+) -> None:
+    plan = sf.explain(shape, dtype, device, driver)
+    assert (plan.backend, plan.driver) == expected[:2]
+    assert expected[2] in (None, plan.stages)
+    assert plan.reason in str(plan)
+
+
+def test_explain_refuses_what_the_call_would() -> None:
+    with pytest.raises(ValueError, match="'fastest' is unknown: choose from bidiag, gram, jacobi, torch"):
+        sf.explain((3, 3), driver="fastest")
+    with pytest.raises(ValueError, match="needs two dimensions"):
+        sf.explain((3,))
+    with pytest.raises(ValueError, match="'bidiag' is not available for torch.float32 on cuda"):
+        sf.explain((3, 3), device="cuda", driver="bidiag")
+    with pytest.raises(ValueError, match="'gesvd' is not available for torch.float32 on cpu"):
+        sf.explain((3, 3), driver="gesvd")
+
+
+def test_the_debug_log_says_which_path_ran(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="spectral_fast"):
+        sf.svdvals(torch.ones(2, 30, 4))
+        sf.svdvals(torch.ones(3, 3), driver="gram")
+    assert "svdvals(2, 30, 4) cpu:bidiag [reduce -> bidiagonal -> values]" in caplog.messages[0]
+    assert "reference:gram" in caplog.messages[1]
+
+
+def _with_isa(name: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import spectral_fast as sf; print(sf.capabilities()['cpu']['isa'])"],
+        env={**os.environ, "SPECTRAL_FAST_ISA": name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_instruction_set_from_the_environment() -> None:
+    assert _with_isa("baseline").stdout.strip() == "baseline"
+    assert _with_isa("").stdout.strip() == _cpu.runnable_isas()[-1]
+    refused = _with_isa("avx1024")
+    assert refused.returncode != 0
+    assert (
+        "instruction set 'avx1024' is not available: this build on this CPU runs baseline" in refused.stderr
+    )
+
+
+def test_unknown_instruction_set_changes_nothing() -> None:
+    before = _cpu.current_isa()
+    with pytest.raises(ValueError, match="is not available"):
+        _cpu.use_isa("neon")
+    assert _cpu.current_isa() == before

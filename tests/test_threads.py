@@ -1,0 +1,162 @@
+"""The same bits from every thread count, caller, process and neighbour."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import spectral_fast as sf
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+def batch() -> Tensor:
+    return torch.randn(9, 70, 40, generator=torch.Generator().manual_seed(7))
+
+
+def test_bits_do_not_depend_on_threads_place_or_neighbours(isa: str) -> None:
+    A = batch()
+    expected = sf.svdvals(A)
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        assert torch.equal(sf.svdvals(A), expected)
+        assert torch.equal(sf.svdvals(A.flip(0)).flip(0), expected)
+    assert torch.equal(torch.stack([sf.svdvals(a) for a in A]), expected)
+    A[4] = torch.nan
+    S = sf.svdvals_ex(A).S
+    assert torch.equal(S[[0, 1, 2, 3, 5, 6, 7, 8]], expected[[0, 1, 2, 3, 5, 6, 7, 8]])
+
+
+def test_statistics_of_a_batch_are_those_of_its_matrices() -> None:
+    A = batch()
+    together = sf.spectral_stats(A)
+    for i, a in enumerate(A):
+        for name, value in vars(sf.spectral_stats(a)).items():
+            assert value is None or torch.equal(value, getattr(together, name)[i]), name
+
+
+def test_many_callers_at_once() -> None:
+    """One of them has the pool, the others go on alone; all get the same bits."""
+    A = batch()
+    expected = sf.svdvals(A)
+    start = threading.Barrier(8)
+
+    def call(_: int) -> list[Tensor]:
+        start.wait()
+        return [sf.svdvals(A) for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for results in pool.map(call, range(8)):
+            assert all(torch.equal(r, expected) for r in results)
+
+
+def test_the_gil_is_released() -> None:
+    """Another Python thread runs while a kernel does."""
+    A = torch.randn(700, 700)
+    ticks, done = [0], threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.0005):
+            ticks[0] += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    before = ticks[0]
+    for _ in range(5):
+        sf.svdvals(A)
+    during = ticks[0] - before
+    done.set()
+    ticker.join()
+    # A held lock would let a tick through between two calls only.
+    assert during > 10
+
+
+def _in_child(A: Tensor, expected: Tensor) -> None:
+    os._exit(0 if torch.equal(sf.svdvals(A), expected) else 3)
+
+
+@pytest.mark.parametrize("threads_in_child", [1, 2])
+def test_fork_after_use(threads_in_child: int) -> None:
+    """The child has none of the pool's threads and must not wait for them."""
+    A = batch()
+    expected = sf.svdvals(A)
+    context = multiprocessing.get_context("fork")
+    torch.set_num_threads(threads_in_child)
+    children = [context.Process(target=_in_child, args=(A, expected)) for _ in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    assert torch.equal(sf.svdvals(A), expected)
+
+
+def test_fork_while_the_pool_is_busy() -> None:
+    """A child forked in the middle of another thread's call starts with a pool of its own."""
+    A, large = batch(), torch.randn(6, 300, 300)
+    expected = sf.svdvals(A)
+    stop = threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            sf.svdvals(large)
+
+    busy = threading.Thread(target=keep_busy)
+    busy.start()
+    context = multiprocessing.get_context("fork")
+    for _ in range(5):
+        child = context.Process(target=_in_child, args=(A, expected))
+        child.start()
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    stop.set()
+    busy.join()
+
+
+class _Spectra(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Tensor:
+        return sf.svdvals(batch()[index])
+
+
+def test_in_dataloader_workers() -> None:
+    expected = sf.svdvals(batch())
+    rows = list(DataLoader(_Spectra(), batch_size=None, num_workers=2, timeout=60))
+    assert torch.equal(torch.stack(rows), expected[:6])
+
+
+PROBE = """
+import torch, hashlib, spectral_fast as sf
+g, h = torch.Generator().manual_seed(3), hashlib.sha256()
+for m in (1, 3, 8, 17, 33, 64, 100, 130, 200):
+    for n in (1, 2, 7, 16, 31, 65, 129):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            h.update(sf.svdvals(torch.randn(m, n, generator=g).to(dtype)).numpy().tobytes())
+print(h.hexdigest())
+"""
+
+
+def test_no_result_depends_on_uninitialised_memory() -> None:
+    """The allocator fills what it hands out with 0x7f bytes: about 1e38 as float32, 1e306 as float64."""
+
+    def digest(**extra: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", PROBE],
+            env={**os.environ, **extra},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    assert digest(MALLOC_PERTURB_="128") == digest()
