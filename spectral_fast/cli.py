@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"draw spectra and statistics over depth ({', '.join(PICTURE_SUFFIXES)})",
     )
     analyze.add_argument(
-        "--embeddings", action="store_true", help="analyse embeddings, poolers and heads too (slow)"
+        "--embeddings", action="store_true", help="analyse embeddings, pooler and head too"
     )
     analyze.add_argument(
         "--compare",
