@@ -28,7 +28,8 @@ for isa in cpu.runnable_isas():
                 s, info = np.empty((3, min(m, n)), dtype), np.empty(3, np.int32)
                 strides = [x // a.itemsize for x in a.strides]
                 element = cpu.element_types[np.dtype(dtype).name]
-                assert cpu.svdvals(a.ctypes.data, element, a.shape, strides, s.ctypes.data, info.ctypes.data, 2)
+                out = s.ctypes.data, info.ctypes.data
+                assert cpu.svdvals(a.ctypes.data, element, a.shape, strides, *out, threads=2)
                 exact = np.linalg.svd(a.astype(np.float64), compute_uv=False)
                 assert np.abs(s - exact).max() <= tolerance * exact.max(), (isa, m, n)
 print(cpu.built_isas())

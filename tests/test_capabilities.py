@@ -66,9 +66,9 @@ def test_explain_refuses_what_the_call_would() -> None:
         sf.explain((3, 3), driver="fastest")
     with pytest.raises(ValueError, match="needs two dimensions"):
         sf.explain((3,))
-    with pytest.raises(ValueError, match="'bidiag' is not available for torch.float32 on cuda"):
+    with pytest.raises(ValueError, match=r"'bidiag' is not available for torch\.float32 on cuda"):
         sf.explain((3, 3), device="cuda", driver="bidiag")
-    with pytest.raises(ValueError, match="'gesvd' is not available for torch.float32 on cpu"):
+    with pytest.raises(ValueError, match=r"'gesvd' is not available for torch\.float32 on cpu"):
         sf.explain((3, 3), driver="gesvd")
 
 

@@ -11,7 +11,7 @@ import spectral_fast as sf
 from tests.oracles.accuracy import constant
 from tests.oracles.zoo import ZOO, orthonormal
 
-# Fewer examples than the default where each costs several decompositions; derandomized so that a run can be repeated.
+# Fewer examples than the default, since each costs decompositions; derandomized, so that a run repeats.
 relaxed = settings(max_examples=60, deadline=None, derandomize=True)
 MODEST = [name for name in ZOO if "scale" not in name and "float32" not in name]
 

