@@ -100,13 +100,15 @@ def _thin_svd(A: Tensor) -> tuple[Tensor, Tensor]:
 def svdvals_vjp(A: Tensor, grad: Tensor) -> Tensor:
     """U diag(grad) V^H, in A's dtype."""
     U, Vh = _thin_svd(A)
-    return (U @ (grad.unsqueeze(-1) * Vh)).to(A.dtype)
+    with torch.autocast(A.device.type, enabled=False):
+        return (U @ (grad.unsqueeze(-1) * Vh)).to(A.dtype)
 
 
 def svdvals_jvp(A: Tensor, tangent: Tensor) -> Tensor:
     """diag(U^H dA V)."""
     U, Vh = _thin_svd(A)
-    return ((U.mT @ tangent.to(U.dtype)) * Vh).sum(-1)
+    with torch.autocast(A.device.type, enabled=False):
+        return ((U.mT @ tangent.to(U.dtype)) * Vh).sum(-1)
 
 
 def _vjp(A: Tensor, params: list[Any], grads: Grads) -> Tensor | None:

@@ -127,6 +127,17 @@ def test_gradient_has_the_dtype_of_the_matrix(dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=torch.finfo(dtype).eps, atol=3e-6)
 
 
+def test_autocast_leaves_derivatives_alone() -> None:
+    """The products with U and V would be cut to bfloat16."""
+    A, T = torch.randn(6, 4), torch.randn(6, 4)
+    values, tangent = jvp(sf.svdvals, (A,), (T,))
+    gradient = grad(lambda a: sf.svdvals(a).sum())(A)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sf.svdvals(A), values)
+        assert torch.equal(jvp(sf.svdvals, (A,), (T,))[1], tangent)
+        assert torch.equal(grad(lambda a: sf.svdvals(a).sum())(A), gradient)
+
+
 def test_no_graph_is_kept_where_none_is_asked_for() -> None:
     A = distinct(4, 3).requires_grad_()
     with torch.no_grad():

@@ -121,6 +121,21 @@ def test_meta_and_fake_tensors() -> None:
         assert sf.fit_powerlaw(torch.empty(3, 6)).n_tail.shape == (3,)
 
 
+def test_default_device_and_dtype_are_not_for_us() -> None:
+    """Outputs lie beside the input, whatever torch.empty would do without being told."""
+    A = torch.randn(2, 5, 3)
+    expected, stats = sf.svdvals(A), sf.spectral_stats(A)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(sf.svdvals(A), expected)
+            assert sf.svdvals_ex(A).info.tolist() == [0, 0]
+            assert torch.equal(sf.spectral_stats(A).alpha, stats.alpha)
+            assert torch.equal(sf.fit_powerlaw(expected, xmin=0.5).n_tail, (expected >= 0.5).sum(-1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # out=
 
 

@@ -47,8 +47,7 @@ static void sturm_counts(const double* q, const double* e2, int64_t n, const dou
 }
 
 struct ValuesWorkspace {
-  double *q, *e2;      // n
-  double *low, *high;  // n rounded up to `shifts`
+  double *q, *e2, *low, *high;  // n each
 };
 
 // d (n), e (n - 1) -> values, descending, times 2^exponent. d and e are not changed.

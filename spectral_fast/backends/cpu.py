@@ -33,8 +33,8 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
         return values, info
 
     *batch, m, n = A.shape
-    values = torch.empty((*batch, min(m, n)), dtype=_ops.values_dtype(A.dtype))
-    info = torch.empty(batch, dtype=torch.int32)
+    values = torch.empty((*batch, min(m, n)), dtype=_ops.values_dtype(A.dtype), device="cpu")
+    info = torch.empty(batch, dtype=torch.int32, device="cpu")
     all_finite = _cpu.svdvals(
         data=A.data_ptr(),
         element=_ELEMENT_TYPES[A.dtype],
