@@ -23,6 +23,8 @@ ROLE_ORDER = (
     "mlp_in",
     "mlp_gate_in",
     "mlp_out",
+    "router",
+    "conv",
     "pooler",
     "head",
     "other",
@@ -51,6 +53,12 @@ _ENDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "token_embeddings?",                    # CLIP, Whisper
         "^shared",                              # T5, BART
         "embeddings?",
+    )),
+    # Before "head": Switch Transformers call the matrix of a router its classifier.
+    ("router", (
+        r"router(?:\.\w+)?",
+        r"(?:mlp|moe|block_sparse_moe|ffn|feed_forward)\.gate",  # Mixtral, Qwen, DeepSeek
+        "shared_expert_gate",                   # Qwen2-MoE
     )),
     # Before "o": RoBERTa's lm_head.dense and BART's classification_head.out_proj are heads.
     ("head", (
@@ -104,7 +112,7 @@ _ENDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     )),
     ("mlp_gate_in", (
         "gate_up_proj",                         # Phi-3: gate and up rows in one matrix
-        r"mlp\.wi",                             # ModernBERT, likewise
+        r"(?-i:mlp\.Wi)",                       # ModernBERT; Switch's mlp.wi is a plain one
     )),
     ("mlp_gate", (
         "gate_proj",                            # Llama
@@ -131,12 +139,13 @@ _ENDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         r"mlp\.c_proj",                         # GPT-2
         "dense_4h_to_h",                        # GPT-NeoX, BLOOM
         "fc_out",                               # GPT-J
-        r"(?:mlp|densereludense)\.wo",          # ModernBERT, T5
+        r"(?:mlp|densereludense|expert_\d+)\.wo",  # ModernBERT, T5, Switch
         r"(?:feed_forward|experts\.\d+)\.w2",   # Llama (original), Mixtral
         "lin2",                                 # DistilBERT
         "linear2",                              # torch.nn.TransformerEncoderLayer
         "ffn_output",                           # ALBERT
     )),
+    ("conv", (r"\w*conv(?:1d|2d|3d)?\d*", r"patch_embeddings?\.proj(?:ection)?", r"patch_embed\.proj")),
 )  # fmt: skip
 
 _TABLE = tuple(
@@ -147,6 +156,14 @@ _TABLE = tuple(
 _WRAPPERS = frozenset(
     {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
 )
+
+
+def plain_path(name: str) -> str:
+    """The name without wrappers and without ``.weight``."""
+    components = [part for part in name.split(".") if part not in _WRAPPERS]
+    if len(components) > 1 and components[-1] == "weight":
+        components.pop()
+    return ".".join(components)
 
 
 def role_and_layer(name: str) -> tuple[str, int | None]:
@@ -163,14 +180,11 @@ def role_and_layer(name: str) -> tuple[str, int | None]:
         (role, layer): a role of `ROLE_ORDER`, "other" where the name is not known, and the layer
         or None.
     """
-    components = [part for part in name.split(".") if part not in _WRAPPERS]
-    if len(components) > 1 and components[-1] == "weight":
-        components.pop()
-    path = ".".join(components)
+    path = plain_path(name)
     role = next((role for role, ending in _TABLE if ending.search(path)), "other")
     if role in EMBEDDING_ROLES or role in ("head", "pooler"):
         return role, None
-    return role, next((int(part) for part in components if part.isdecimal()), None)
+    return role, next((int(part) for part in path.split(".") if part.isdecimal()), None)
 
 
 def reading_order(role: str, layer: int | None) -> tuple[int, int, int]:
