@@ -20,13 +20,33 @@ from spectral_fast._ops import batched_call
 Grads = tuple[Tensor | None, ...]
 
 
-def _differentiating(x: Tensor) -> bool:
+def _differentiating(args: tuple[Any, ...]) -> bool:
     """Whether a derivative or transform may be under way; if not, the 12 us of a Function are saved."""
     return (
-        (x.requires_grad and torch.is_grad_enabled())
+        (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args))
         or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
     )
+
+
+def _require_single_forward_mode() -> None:
+    """Raise where torch would silently give zero tangents: compiled forward mode, and forward mode twice.
+
+    A registered operator has no place for a jvp, and a Function's jvp runs with forward mode off.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "spectral_fast: forward-mode derivatives do not exist under torch.compile. "
+            "Take the jvp outside of the compiled function, or use reverse mode (vjp, grad, jacrev)."
+        )
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise RuntimeError(
+            "spectral_fast: forward mode inside forward mode (jvp of jvp, jacfwd of jacfwd) does not exist. "
+            "Use reverse mode for one of them, as torch.func.hessian does."
+        )
 
 
 def differentiable(
@@ -90,7 +110,8 @@ def differentiable(
     )
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _differentiating(args[0]):
+        _require_single_forward_mode()
+        if torch.compiler.is_compiling() or not _differentiating(args):
             return op(*args)
         return Differentiable.apply(*args)
 

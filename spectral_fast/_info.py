@@ -9,7 +9,7 @@ import torch
 
 from spectral_fast import _cpu
 from spectral_fast._version import __version__
-from spectral_fast.heuristics import DRIVERS, Plan, choose
+from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, Plan, choose
 
 
 def capabilities() -> dict[str, Any]:
@@ -42,7 +42,7 @@ def capabilities() -> dict[str, Any]:
 
 def _drivers(device_type: str) -> list[str]:
     available = []
-    for driver in DRIVERS:
+    for driver in DRIVERS + TORCH_DRIVERS:
         try:
             choose((1, 1), torch.float32, device_type, driver)
         except ValueError:

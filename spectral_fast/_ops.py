@@ -38,7 +38,8 @@ FITTED_FIELDS = (
     "mp_spikes",
 )
 
-NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REAL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (*REAL_DTYPES, torch.complex64, torch.complex128)
 
 INFO_OK = 0
 INFO_NONFINITE = 1
@@ -63,11 +64,14 @@ hill_alpha = torch.ops.spectral_fast.hill_alpha.default
 ranksize_slope = torch.ops.spectral_fast.ranksize_slope.default
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that matrices of this dtype are computed in."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def values_dtype(dtype: torch.dtype) -> torch.dtype:
     """The real dtype of the singular values of a matrix of this dtype."""
-    if dtype in (torch.float16, torch.bfloat16):
-        return torch.float32
-    return dtype.to_real()
+    return compute_dtype(dtype).to_real()
 
 
 def _values_like(A: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spectral_fast._ops import NATIVE_DTYPES
+from spectral_fast._ops import DTYPES, REAL_DTYPES
 
 DRIVERS = ("bidiag", "gram", "jacobi", "torch")
 TORCH_DRIVERS = ("gesvd", "gesvdj", "gesvda")
@@ -31,23 +31,32 @@ class Plan:
 def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver: str | None = None) -> Plan:
     """The plan for svdvals of a tensor of this shape (\\*, m, n).
 
-    Raises ValueError for a driver that is unknown or does not exist for the device.
+    Raises ValueError for what svdvals does not take: the shape, the dtype, a driver that is unknown or that
+    the device lacks.
     """
     if len(shape) < 2:
         raise ValueError(f"shape {tuple(shape)} is not a batch of matrices: it needs two dimensions")
+    if min(shape) < 0:
+        raise ValueError(f"shape {tuple(shape)} has a negative size")
+    if dtype not in DTYPES:
+        raise ValueError(f"svdvals does not take {dtype}, only {', '.join(map(str, DTYPES))}")
     if driver is not None and driver not in DRIVERS + TORCH_DRIVERS:
         raise ValueError(f"driver {driver!r} is unknown: choose from {', '.join(DRIVERS)} or None")
-    native = device_type == "cpu" and dtype in NATIVE_DTYPES
+    native = device_type == "cpu" and dtype in REAL_DTYPES
 
     if driver is None:
         if native:
             return _native_plan(shape, "CPU kernels exist for this dtype")
-        why = f"no kernel of ours runs on {device_type}" if device_type != "cpu" else f"{dtype}"
+        why = (
+            f"no kernel of ours runs on {device_type}"
+            if device_type != "cpu"
+            else f"no kernel of ours takes {dtype}"
+        )
         return Plan("reference", "torch", ("torch.linalg.svdvals",), why)
     asked = f"driver={driver!r} was asked for"
     if driver == "torch":
         return Plan("reference", "torch", ("torch.linalg.svdvals",), asked)
-    if driver == "gram" and dtype in NATIVE_DTYPES:
+    if driver == "gram" and dtype in REAL_DTYPES:
         return Plan("reference", "gram", ("float64 Gram matrix", "torch.linalg.eigvalsh"), asked)
     if driver == "bidiag" and native:
         return _native_plan(shape, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from spectral_fast import _ops
 from spectral_fast._autograd import Grads, differentiable
-from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS
+from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, choose
 
 
 class SvdvalsResult(NamedTuple):
@@ -23,7 +24,7 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
     """Singular values of a matrix or batch of matrices: torch.linalg.svdvals, same meaning.
 
     A: (\\*, m, n), any strides, any batch, empty included. float32 and float64; bfloat16 and float16
-        (which torch refuses) are computed in float32; complex goes to torch.linalg.svdvals.
+        (which torch refuses) are computed in float32; complex64 and complex128 by torch.linalg.svdvals.
     driver: None chooses (see :func:`spectral_fast.explain`); "bidiag" (CPU), "gram" (less accurate,
         see below), "torch", and torch's own "gesvd", "gesvdj", "gesvda" on CUDA.
     out: as in torch.
@@ -31,11 +32,12 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
     Returns (\\*, k), k = min(m, n): descending, >= 0, in A's real dtype (float32 for half precisions).
     For every matrix max |s - sigma| is at most c eps sigma_1 with c = 2 (k <= 128), 4 (k <= 1024), 8
     above, or twice LAPACK's error on the same matrix where that is larger. "gram" takes the square roots
-    of the eigenvalues of a float64 Gram matrix: for float32 input an error up to 1e-7 sigma_1 on
-    small values, for float64 input 2e-8 sigma_1.
+    of the eigenvalues of a float64 Gram matrix: small values
+    err by up to sqrt(k eps) sigma_1, eps that of float64, 1e-7 sigma_1 at k = 50.
 
-    Differentiable in forward and reverse mode as U diag(g) V^H, to any order where the values are
-    distinct. U and V are computed when a derivative is asked for, by torch.linalg.svd.
+    Differentiable as U diag(g) V^H in reverse mode to any order where the values are distinct, and once in
+    forward mode (not under torch.compile; a second forward level raises RuntimeError). U and V are computed
+    when a derivative is asked for, by torch.linalg.svd.
 
     Raises what torch.linalg.svdvals raises for bad arguments, ValueError for a driver of ours that the
     device lacks, and torch.linalg.LinAlgError naming the batch element for a NaN or an infinity in A
@@ -49,7 +51,9 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
 
 
 def svdvals_ex(A: Tensor, *, driver: str | None = None, check_errors: bool = False) -> SvdvalsResult:
-    """Singular values with a status instead of an exception; never waits for a GPU unless asked.
+    """Singular values with a status instead of an exception.
+
+    Nothing here waits for a GPU unless asked; on CUDA the values come from torch.linalg.svdvals, which may.
 
     A, driver: as in :func:`svdvals`.
     check_errors: raise as :func:`svdvals` does.
@@ -58,21 +62,29 @@ def svdvals_ex(A: Tensor, *, driver: str | None = None, check_errors: bool = Fal
     infinity; S is NaN there and the other matrices are unaffected.
     """
     if not _ours(A, driver):
-        values = _torch_svdvals(A, driver, None)
-        return SvdvalsResult(values, torch.zeros(A.shape[:-2], dtype=torch.int32, device=A.device))
+        _torch_svdvals(A, driver, None)
+        raise TypeError(f"svdvals_ex: no dense batch of floating-point matrices: {A}")
     return SvdvalsResult(*_svdvals(A, driver, check_errors))
 
 
 def _ours(A: Any, driver: Any) -> bool:
-    """Whether the operator takes these arguments; torch answers for everything else, errors included."""
-    return (
-        isinstance(A, Tensor)
-        and A.dtype in _ops.NATIVE_DTYPES
-        and A.layout == torch.strided
-        and not A.is_nested
-        and A.dim() >= 2
-        and (driver is None or driver in DRIVERS or (driver in TORCH_DRIVERS and A.is_cuda))
-    )
+    """Whether the operator takes these arguments; torch answers for everything else, errors included.
+
+    Raises ValueError for a driver of ours that the device lacks.
+    """
+    if not (is_dense(A) and A.dtype in _ops.DTYPES and A.dim() >= 2):
+        return False
+    if driver is None:
+        return True
+    if not (driver in DRIVERS or (driver in TORCH_DRIVERS and A.is_cuda)):
+        return False
+    choose(tuple(A.shape), A.dtype, A.device.type, driver)
+    return True
+
+
+def is_dense(A: Any) -> bool:
+    """Whether A is an ordinary tensor with strides."""
+    return isinstance(A, Tensor) and A.layout == torch.strided and not A.is_nested
 
 
 def _fits(A: Tensor, out: Any) -> bool:
@@ -93,22 +105,31 @@ def _torch_svdvals(A: Any, driver: Any, out: Any) -> Tensor:
 
 
 def _thin_svd(A: Tensor) -> tuple[Tensor, Tensor]:
-    U, _, Vh = torch.linalg.svd(A.to(_ops.values_dtype(A.dtype)), full_matrices=False)
-    return U, Vh
+    """U and V^H; NaN for a matrix with a NaN or an infinity, which must not stop the others."""
+    finite = A.isfinite().all(-1).all(-1)[..., None, None]
+    work = torch.where(finite, A, 0).to(_ops.compute_dtype(A.dtype))
+    U, _, Vh = torch.linalg.svd(work, full_matrices=False)
+    return torch.where(finite, U, torch.nan), torch.where(finite, Vh, torch.nan)
+
+
+def _without_autocast(A: Tensor) -> contextlib.AbstractContextManager[None]:
+    if torch.amp.is_autocast_available(A.device.type):
+        return torch.autocast(A.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def svdvals_vjp(A: Tensor, grad: Tensor) -> Tensor:
     """U diag(grad) V^H, in A's dtype."""
     U, Vh = _thin_svd(A)
-    with torch.autocast(A.device.type, enabled=False):
+    with _without_autocast(A):
         return (U @ (grad.unsqueeze(-1) * Vh)).to(A.dtype)
 
 
 def svdvals_jvp(A: Tensor, tangent: Tensor) -> Tensor:
-    """diag(U^H dA V)."""
+    """The real part of diag(U^H dA V)."""
     U, Vh = _thin_svd(A)
-    with torch.autocast(A.device.type, enabled=False):
-        return ((U.mT @ tangent.to(U.dtype)) * Vh).sum(-1)
+    with _without_autocast(A):
+        return ((U.mH @ tangent.to(U.dtype)) * Vh.conj()).sum(-1).real
 
 
 def _vjp(A: Tensor, params: list[Any], grads: Grads) -> Tensor | None:

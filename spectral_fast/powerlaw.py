@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectral_fast import _ops
 from spectral_fast._autograd import Grads, differentiable
+from spectral_fast.linalg import is_dense
 
 
 class PowerLawFit(NamedTuple):
@@ -41,8 +42,8 @@ def fit_powerlaw(evals: Tensor, *, xmin: float | Tensor | None = None) -> PowerL
     Source: Clauset, Shalizi, Newman, SIAM Review 51 (2009), continuous case.
     """
     require_spectrum(evals, "fit_powerlaw", "evals")
-    if xmin is not None and not isinstance(xmin, Tensor):
-        xmin = torch.tensor(xmin, dtype=torch.float64, device=evals.device)
+    if xmin is not None:
+        xmin = _threshold(xmin, evals)
     return PowerLawFit(*_fit(evals, xmin))
 
 
@@ -55,8 +56,8 @@ def hill_alpha(evals: Tensor, *, k: int | None = None) -> Tensor:
     Raises ValueError for k < 1. Source: Hill 1975; the half is TempBalance's and AlphaPruning's choice.
     """
     require_spectrum(evals, "hill_alpha", "evals")
-    if k is not None and k < 1:
-        raise ValueError(f"hill_alpha: k must be at least 1, got {k}")
+    if k is not None and (not isinstance(k, int) or k < 1):
+        raise ValueError(f"hill_alpha: k must be an integer of at least 1, got {k!r}")
     result: Tensor = _hill(evals, k)
     return result
 
@@ -71,14 +72,36 @@ def ranksize_slope(S: Tensor) -> Tensor:
     return result
 
 
+def _threshold(xmin: Any, evals: Tensor) -> Tensor:
+    """xmin as float64, one for each spectrum: broadcast here, where a vmapped dimension is not in the way."""
+    if not isinstance(xmin, Tensor):
+        xmin = torch.tensor(float(xmin), dtype=torch.float64, device=evals.device)
+    if xmin.is_complex() or xmin.dtype == torch.bool:
+        raise ValueError(f"fit_powerlaw: xmin must be real, got {xmin.dtype}")
+    try:
+        return xmin.to(torch.float64).expand(evals.shape[:-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"fit_powerlaw: xmin of shape {tuple(xmin.shape)} does not broadcast to the batch "
+            f"{tuple(evals.shape[:-1])}"
+        ) from error
+
+
 def require_spectrum(x: Any, function: str, name: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(x).__name__}")
-    if x.dim() < 1 or not x.is_floating_point() or x.layout != torch.strided:
+    if not is_dense(x) or x.dim() < 1 or not x.is_floating_point():
         raise ValueError(
             f"{function}: {name} must be a dense real floating-point tensor of shape (*, n), "
-            f"got {x.dtype}, {x.layout}, shape {tuple(x.shape)}"
+            f"got {describe(x)}"
         )
+
+
+def describe(x: Tensor) -> str:
+    """A tensor's kind in an error message."""
+    if x.is_nested:
+        return f"a nested tensor of {x.dtype}"
+    return f"{x.dtype}, {x.layout}, shape {tuple(x.shape)}"
 
 
 # Derivatives are written for values in descending order, as (*, n) factors of the tangent.

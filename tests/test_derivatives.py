@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,76 @@ def test_gradient_has_the_dtype_of_the_matrix(dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=torch.finfo(dtype).eps, atol=3e-6)
 
 
+ORDINARY: dict[str, Tensor] = {
+    "a zero value": torch.diag(torch.tensor([1.0, 0.5, 0.0])),
+    "equal values": torch.eye(4),
+    "one value": torch.tensor([[3.0], [4.0]]),
+    "two values": torch.tensor([[1.0, 2.0], [0.5, -1.0]]),
+    "tiny": torch.diag(torch.tensor([3e-30, 2e-30, 1e-30])),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_infinite_derivatives_of_other_fields_do_not_spoil_the_gradient(name: str) -> None:
+    """alpha_hill, condition_number and others have none there; stable_rank and nuclear_norm do."""
+    A = ORDINARY[name].double().requires_grad_()
+    stats = sf.spectral_stats(A)
+    for field in ("stable_rank", "nuclear_norm", "participation_ratio", "log_norm"):
+        (gradient,) = torch.autograd.grad(getattr(stats, field).sum(), A, retain_graph=True)
+        S = torch.linalg.svdvals(A)
+        lam = S**2
+        expected = {
+            "stable_rank": lam.sum() / lam[0],
+            "nuclear_norm": S.sum(),
+            "participation_ratio": (lam / lam[0]).sum() ** 2 / (lam / lam[0]).square().sum(),
+            "log_norm": lam.sum().log10(),
+        }[field]
+        (expected_gradient,) = torch.autograd.grad(expected, A)
+        scale = expected_gradient.abs().max()
+        assert (gradient - expected_gradient).abs().max() <= 1e-12 * scale + 1e-300, field
+
+
+def test_gradient_at_extreme_scales() -> None:
+    S = torch.tensor([3.0, 2.0, 1.5, 0.5], dtype=torch.float64)
+    for scale in (1e-160, 1e160):
+        x = (S * scale).requires_grad_()
+        (gradient,) = torch.autograd.grad(sf.stats_from_svdvals(x).participation_ratio, x)
+        y = S.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(sf.stats_from_svdvals(y).participation_ratio, y)
+        torch.testing.assert_close(gradient * scale, expected, rtol=1e-13, atol=0)
+
+
+def test_forward_mode_twice_raises() -> None:
+    """torch runs a Function's jvp with forward mode off: the outer level would see a constant."""
+    for function in (lambda a: sf.svdvals(a).sum(), lambda a: sf.spectral_stats(a).stable_rank):
+        with pytest.raises(RuntimeError, match="forward mode inside forward mode"):
+            jacfwd(jacfwd(function))(distinct(4, 3))
+
+
+@pytest.mark.parametrize("function", [sf.svdvals_ex, sf.spectral_stats])
+def test_a_nonfinite_matrix_does_not_stop_the_gradient_of_others(function: Callable[..., Any]) -> None:
+    A = distinct(3, 5, 4)
+    A[1, 0, 0] = torch.nan
+    x = A.clone().requires_grad_()
+    leaves = vars(function(x))["stable_rank"] if function is sf.spectral_stats else function(x).S
+    leaves[0::2].sum().backward()
+    assert x.grad is not None
+    assert x.grad[0::2].isfinite().all()
+    y = A[0::2].clone().requires_grad_()
+    leaves = vars(function(y))["stable_rank"] if function is sf.spectral_stats else function(y).S
+    leaves.sum().backward()
+    torch.testing.assert_close(x.grad[0::2], y.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_complex_and_meta() -> None:
+    A = torch.randn(4, 3, dtype=torch.complex128, requires_grad=True)
+    assert gradcheck(sf.svdvals, A, check_forward_ad=True)
+    meta = torch.empty(3, 4, device="meta", requires_grad=True)
+    sf.svdvals(meta).sum().backward()
+    assert meta.grad is not None
+    assert meta.grad.shape == (3, 4)
+
+
 def test_autocast_leaves_derivatives_alone() -> None:
     """The products with U and V would be cut to bfloat16."""
     A, T = torch.randn(6, 4), torch.randn(6, 4)
@@ -175,6 +246,9 @@ class TestNotDifferentiable:
         for derivative in (grad, jacfwd):
             with pytest.raises(RuntimeError, match="fit_powerlaw is not differentiable"):
                 derivative(lambda x: sf.fit_powerlaw(x).alpha)(evals)
+        threshold = torch.tensor(2.0, requires_grad=True)
+        with pytest.raises(RuntimeError, match="fit_powerlaw is not differentiable"):
+            sf.fit_powerlaw(evals, xmin=threshold).alpha.backward()
 
     def test_smooth_fields_beside_it_still_have_gradients(self) -> None:
         A = distinct(30, 25).requires_grad_()
@@ -198,3 +272,17 @@ def test_vmap_of_statistics_equals_the_batch() -> None:
         assert torch.equal(batched[i], field)
     for i, field in enumerate(sf.fit_powerlaw(evals, xmin=threshold[0])):
         assert torch.equal(shared[i], field)
+    # one threshold a vmapped element, not one a row of it
+    square = evals[:2].mT.contiguous()[:, :2]
+    per_element = vmap(lambda x, t: sf.fit_powerlaw(x, xmin=t).n_tail)(square, threshold[:2, 0])
+    for i in range(2):
+        assert torch.equal(per_element[i], sf.fit_powerlaw(square[i], xmin=threshold[i, 0]).n_tail)
+
+
+def test_xmin_of_the_statistics_selects_their_tail() -> None:
+    A = torch.randn(200, 20, 20, dtype=torch.float64)
+    stats = sf.spectral_stats(A, return_svdvals=True)
+    lam = stats.svdvals**2
+    assert torch.equal((lam >= stats.xmin[:, None]).sum(-1), stats.n_tail)
+    again = sf.fit_powerlaw(lam, xmin=stats.xmin)
+    torch.testing.assert_close(again.alpha, stats.alpha, rtol=1e-12, atol=0)

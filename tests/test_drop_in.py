@@ -251,9 +251,24 @@ def test_nonfinite_is_named_and_stays_alone(value: float, dtype: torch.dtype, dr
     assert torch.equal(S[good], clean[good])
 
 
+def test_nonfinite_complex_is_named_too() -> None:
+    A = torch.randn(3, 4, 3, dtype=torch.complex64)
+    A[1, 2, 2] = complex(0, torch.nan)
+    S, info = sf.svdvals_ex(A)
+    assert info.tolist() == [0, 1, 0]
+    assert S[1].isnan().all()
+    assert torch.equal(S[0::2], torch.linalg.svdvals(A[0::2]))
+    with pytest.raises(torch.linalg.LinAlgError, match=r"\(Batch element 1\)"):
+        sf.svdvals(A)
+
+
 def test_drivers_of_ours_that_do_not_exist_yet_say_so() -> None:
     with pytest.raises(ValueError, match=r"'jacobi' is not available for torch.float32 on cpu"):
         sf.svdvals(torch.eye(3), driver="jacobi")
+    with pytest.raises(ValueError, match=r"'bidiag' is not available for torch.complex64 on cpu"):
+        sf.svdvals(torch.eye(3, dtype=torch.complex64), driver="bidiag")
+    with pytest.raises(ValueError, match=r"'jacobi' is not available for torch.float32 on meta"):
+        sf.svdvals(torch.empty(3, 3, device="meta"), driver="jacobi")
 
 
 def test_half_precisions_are_more_than_torch_accepts() -> None:
@@ -277,8 +292,20 @@ def test_statistics_name_what_is_wrong() -> None:
         sf.spectral_stats(torch.ones(3, 3, dtype=torch.complex64))
     with pytest.raises(ValueError, match=r"2 singular values, S has 3"):
         sf.stats_from_svdvals(torch.ones(3), shape=(2, 5))
-    with pytest.raises(ValueError, match=r"k must be at least 1"):
-        sf.hill_alpha(torch.ones(3), k=0)
+    with pytest.raises(ValueError, match=r"shape must be \(m, n\), got \(3, 3, 3\)"):
+        sf.stats_from_svdvals(torch.ones(3), shape=(3, 3, 3))
+    for k in (0, 2.5):
+        with pytest.raises(ValueError, match=r"k must be an integer of at least 1"):
+            sf.hill_alpha(torch.ones(3), k=k)
+    with pytest.raises(ValueError, match=r"xmin of shape \(2,\) does not broadcast to the batch \(3,\)"):
+        sf.fit_powerlaw(torch.ones(3, 5), xmin=torch.ones(2))
+    with pytest.raises(ValueError, match=r"xmin must be real"):
+        sf.fit_powerlaw(torch.ones(3, 5), xmin=torch.tensor(1j))
+    nested = torch.nested.nested_tensor([torch.eye(2), torch.eye(3)])
+    with pytest.raises(ValueError, match=r"nested"):
+        sf.spectral_stats(nested)
+    with pytest.raises(ValueError, match=r"nested"):
+        sf.fit_powerlaw(nested)
     for function in (sf.fit_powerlaw, sf.hill_alpha, sf.ranksize_slope, sf.stats_from_svdvals):
         with pytest.raises(TypeError, match=r"must be Tensor, not list"):
             function([1.0, 2.0])

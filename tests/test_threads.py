@@ -36,6 +36,19 @@ def test_bits_do_not_depend_on_threads_place_or_neighbours(isa: str) -> None:
     assert torch.equal(S[[0, 1, 2, 3, 5, 6, 7, 8]], expected[[0, 1, 2, 3, 5, 6, 7, 8]])
 
 
+def test_a_caller_that_flushes_subnormals_changes_nothing() -> None:
+    """The setting belongs to a thread; the pool's threads would not have it."""
+    A = batch() * 1e-40
+    expected = sf.svdvals(A)
+    assert torch.set_flush_denormal(True)
+    try:
+        assert torch.equal(sf.svdvals(A).view(torch.int32), expected.view(torch.int32))
+        assert torch.equal(sf.svdvals(A[0]).view(torch.int32), expected[0].view(torch.int32))
+        assert (torch.tensor([1e-40]) * 1).item() == 0  # the caller's setting is as it was
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_statistics_of_a_batch_are_those_of_its_matrices() -> None:
     A = batch()
     together = sf.spectral_stats(A)

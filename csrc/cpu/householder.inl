@@ -2,7 +2,7 @@
 //
 //   beta = -sign(x_0) |x|,   tau = (beta - x_0) / beta,   v = x / (x_0 - beta) below the first entry.
 //
-// The scalars are computed in double; no rescaling is needed since `load` keeps entries in range. The sum of squares is
+// The scalars are computed in double; no overflow is possible since `load` keeps entries in range. The sum of squares is
 // compensated (Kahan 1965): its error is common to a whole reflector, so it would grow into the values, where the roundings of
 // the updates cancel at random. It costs O(m) beside O(m n).
 
@@ -34,12 +34,16 @@ static inline double compensated_dot(const T* x, const T* y, int64_t n) {
   return result;
 }
 
+// Entries below 2^-450 of an entry near one are dropped: their squares are subnormal, and a norm of few digits would
+// make an H that is not orthogonal, which then is applied to large columns.
+static constexpr double negligible_squared = 0x1p-900;
+
 struct Reflector {
   double beta, tau, inverse;  // v_i = x_i * inverse
 };
 
 static inline Reflector make_reflector(double x0, double rest_squared) {
-  if (rest_squared == 0) return {x0, 0, 0};
+  if (rest_squared < negligible_squared) return {x0, 0, 0};
   const double norm = __builtin_sqrt(x0 * x0 + rest_squared);
   const double beta = x0 < 0 ? norm : -norm;
   return {beta, (beta - x0) / beta, 1 / (x0 - beta)};

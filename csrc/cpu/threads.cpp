@@ -3,12 +3,28 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace spectral_fast {
 namespace {
+
+// Rounding and the treatment of subnormals belong to a thread. A caller that flushes subnormals to zero would get other bits
+// from its own matrices than from those of the pool.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatingPoint() { std::fesetenv(&before_); }
+
+ private:
+  std::fenv_t before_;
+};
 
 class Pool {
  public:
@@ -18,9 +34,11 @@ class Pool {
   void run(int64_t count, int workers, const std::function<void(int64_t, int)>& task) {
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      while (threads_ < workers - 1) {
-        std::thread([this, worker = threads_ + 1] { serve(worker); }).detach();
-        ++threads_;
+      try {
+        for (; threads_ < workers - 1; ++threads_) std::thread([this, worker = threads_ + 1] { serve(worker); }).detach();
+      } catch (const std::system_error&) {
+        // The system has no more threads to give: the ones there are do the work.
+        workers = threads_ + 1;
       }
       task_ = &task;
       count_ = count;
@@ -37,6 +55,7 @@ class Pool {
 
  private:
   void work(const std::function<void(int64_t, int)>& task, int worker) {
+    const DefaultFloatingPoint environment;
     for (int64_t index; (index = next_.fetch_add(1)) < count_;) task(index, worker);
   }
 
@@ -86,6 +105,7 @@ void parallel_for(int64_t count, int workers, const std::function<void(int64_t, 
     std::unique_lock<std::mutex> mine(shared.in_use, std::try_to_lock);
     if (mine.owns_lock()) return shared.run(count, workers, task);
   }
+  const DefaultFloatingPoint environment;
   for (int64_t index = 0; index < count; ++index) task(index, 0);
 }
 

@@ -67,8 +67,8 @@ static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const 
     col_norm = di + above > col_norm ? di + above : col_norm;
   }
   double bound = __builtin_sqrt(row_norm) * __builtin_sqrt(col_norm);
-  if (bound == 0) {
-    for (int64_t i = 0; i < n; ++i) values[i] = 0;
+  if (bound == 0 || n == 1) {
+    for (int64_t i = 0; i < n; ++i) values[i] = static_cast<T>(__builtin_ldexp(__builtin_fabs(d[i]), exponent));
     return;
   }
   const int bound_exponent = __builtin_ilogb(bound);

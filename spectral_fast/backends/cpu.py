@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import torch
@@ -12,7 +11,6 @@ from spectral_fast import _cpu, _ops
 from spectral_fast.backends import reference
 from spectral_fast.heuristics import choose
 
-_log = logging.getLogger(__name__)
 _ELEMENT_TYPES = {getattr(torch, name): code for name, code in _cpu.element_types.items()}
 assert _cpu.info_nonfinite == _ops.INFO_NONFINITE
 
@@ -24,8 +22,7 @@ if _forced := os.environ.get("SPECTRAL_FAST_ISA"):
 def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
     """The operator on the CPU: one matrix a thread, torch.get_num_threads() threads."""
     plan = choose(A.shape, A.dtype, "cpu", driver)
-    if _log.isEnabledFor(logging.DEBUG):
-        _log.debug("svdvals%s %s", tuple(A.shape), plan)
+    reference.log_plan(A, plan)
     if plan.backend != "cpu":
         values, info = reference.svdvals(A, plan.driver)
         if check_errors:

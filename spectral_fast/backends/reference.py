@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from spectral_fast import _ops
-from spectral_fast.heuristics import TORCH_DRIVERS, choose
+from spectral_fast.heuristics import TORCH_DRIVERS, Plan, choose
+
+_log = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -30,7 +33,7 @@ def svdvals(A: Tensor, driver: str) -> tuple[Tensor, Tensor]:
     A NaN or an infinity in one matrix must not reach the others, nor stop the call: such a matrix is
     replaced by zeros before, and its values by NaN after.
     """
-    work = A.to(_ops.values_dtype(A.dtype))
+    work = A.to(_ops.compute_dtype(A.dtype))
     finite = work.isfinite().all(-1).all(-1)
     work = torch.where(finite[..., None, None], work, 0)
     if driver == "gram":
@@ -51,6 +54,12 @@ def _gram(A: Tensor) -> Tensor:
     return torch.ldexp(squares.clamp(min=0).sqrt(), exponent.squeeze(-1)).to(A.dtype)
 
 
+def log_plan(A: Tensor, plan: Plan) -> None:
+    """Say in the debug log which path runs."""
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug("svdvals%s %s %s", tuple(A.shape), A.device.type, plan)
+
+
 def raise_if_nonfinite(info: Tensor) -> None:
     """LinAlgError for the first matrix whose info says so, in torch's words. Waits for the device."""
     bad = torch.nonzero(info.flatten()).flatten()
@@ -66,7 +75,9 @@ def raise_if_nonfinite(info: Tensor) -> None:
 @implements("svdvals_ex")
 def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
     """The operator on devices without a kernel."""
-    values, info = svdvals(A, choose(A.shape, A.dtype, A.device.type, driver).driver)
+    plan = choose(A.shape, A.dtype, A.device.type, driver)
+    log_plan(A, plan)
+    values, info = svdvals(A, plan.driver)
     if check_errors:
         raise_if_nonfinite(info)
     return values, info

@@ -42,7 +42,7 @@ def hill_alpha(evals: Tensor, k: int | None) -> Tensor:
     inside = rank < tail.unsqueeze(-1)
     # Sum of ln(x_j / x_last) over gaps: all terms are positive, so nothing cancels.
     excess = torch.where(inside, (x / x.gather(-1, last)).log(), 0).sum(-1)
-    ok = (tail >= 1) & (tail <= count) & (excess > 0)
+    ok = (tail >= 1) & (tail <= count) & (excess > 0) & x.isfinite().all(-1)
     return torch.where(ok, 1 + tail / excess, torch.nan)
 
 
@@ -173,14 +173,16 @@ def stats_from_svdvals(S: Tensor, rows: int | None, cols: int | None) -> tuple[T
     for name, at_zero in (("frobenius_norm", 0.0), ("nuclear_norm", 0.0), ("log_norm", -math.inf)):
         smooth[name] = torch.where(largest == 0, at_zero, smooth[name])
 
-    alpha, stderr, start, distance, tail = fit_powerlaw(lam, None)
+    alpha, stderr, _, distance, tail = fit_powerlaw(lam, None)
+    # Not start * largest^2: S >= sqrt(xmin) is to hold for the tail and nothing else.
+    smallest_of_tail = (S * S).gather(-1, (tail - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     log_powers = alpha.unsqueeze(-1) * lam.log()  # lam = 0 contributes exp(-inf) = 0
     # Of a zero matrix lam is 0/0, while its median is 0.
     edge, spikes = _marchenko_pastur(torch.where(largest.unsqueeze(-1) == 0, 0, lam), rows, cols)
     fitted = {
         "alpha": alpha,
         "alpha_stderr": stderr,
-        "xmin": start * largest * largest,
+        "xmin": torch.where(tail > 0, smallest_of_tail, torch.nan),
         "ks_distance": distance,
         "n_tail": tail.to(torch.float64),
         "alpha_weighted": alpha * log_largest,
@@ -215,7 +217,7 @@ def _marchenko_pastur(lam: Tensor, rows: int | None, cols: int | None) -> tuple[
     # The largest noise value fluctuates above the edge by about n^(-2/3) of it (Tracy-Widom).
     above = lam > (edge * (1 + n ** (-2 / 3))).unsqueeze(-1)
     spikes = above.sum(-1).to(torch.float64)
-    return edge, torch.where(edge.isnan(), torch.nan, spikes)
+    return edge, torch.where(lam.isfinite().all(-1), spikes, torch.nan)
 
 
 @lru_cache(maxsize=1024)

@@ -114,6 +114,15 @@ def scaled(factor: float) -> Maker:
     return make
 
 
+def tiny_column(factor: float) -> Maker:
+    def make(m: int, n: int, g: torch.Generator) -> Tensor:
+        a = gaussian(m, n, g)
+        a[:, 0] *= factor
+        return a
+
+    return make
+
+
 ZOO: dict[str, Maker] = {
     "gaussian": gaussian,
     "log_spaced": with_values(lambda t: 10 ** (-7 * t)),
@@ -148,4 +157,6 @@ FLOAT64_ONLY: dict[str, Maker] = {
     "scale_1e-200": scaled(1e-200),
     "float64_subnormal": scaled(1e-316),
     "float64_near_overflow": scaled(1e305),
+    "column_whose_squares_are_subnormal": tiny_column(1e-162),
+    "column_whose_squares_nearly_are": tiny_column(1e-156),
 }
