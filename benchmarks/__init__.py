@@ -1,0 +1,4 @@
+"""Benchmarks whose figures can be quoted: ``python -m benchmarks svdvals --suite NAME``.
+
+docs/benchmarks.md says what is measured and how.
+"""

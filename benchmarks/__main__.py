@@ -1,0 +1,160 @@
+"""``python -m benchmarks svdvals``: arguments, one run, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import spectral_fast
+from benchmarks.baselines import BASELINES, DEFAULT_BASELINES
+from benchmarks.budget import INTERRUPTED, measure_all
+from benchmarks.machine import GEMM_SIZE, gemm_rate, machine, versions
+from benchmarks.measure import Row, Setting
+from benchmarks.report import document, print_table, summary_line, write_json
+from benchmarks.suites import SUITES, SuiteError, build_suite
+from benchmarks.timing import REPEATS_LEAST
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+_EXIT_CODES = """\
+exit codes:
+  0    every row is there; some may lack memory or time, and baselines may have failed
+  1    a row of ours failed: wrong values (its times are not printed) or an error
+  2    bad usage, no such device, or a suite whose weights are not installed
+  130  interrupted; what was measured is printed and written
+"""
+# rich would fold the table into the 80 columns it assumes of a pipe.
+_PIPE_WIDTH = 170
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; nothing is measured on another instead")
+    if arguments.json is not None and not os.access(arguments.json.absolute().parent, os.W_OK):
+        parser.error(f"--json {arguments.json}: its folder does not exist or cannot be written")
+    try:
+        cases = build_suite(arguments.suite, embeddings=arguments.embeddings, max_n=arguments.max_n)
+    except SuiteError as error:
+        parser.error(str(error))
+
+    before = torch.get_num_threads()
+    arguments.threads = arguments.threads or before
+    arguments.baselines = arguments.baselines or DEFAULT_BASELINES[device.type]
+    try:
+        torch.set_num_threads(arguments.threads)
+        facts = _facts(arguments, device)
+        setting = Setting(
+            DTYPES[arguments.dtype],
+            device,
+            arguments.threads,
+            arguments.baselines,
+            arguments.repeats,
+            facts["gemm"]["flops_per_second"],
+        )
+        rows = list(measure_all(cases, setting, arguments.max_seconds, _progress))
+    finally:
+        torch.set_num_threads(before)
+
+    # Before the table: whoever reads that may close the pipe early.
+    if arguments.json is not None:
+        write_json(arguments.json, document(rows, facts))
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    print_table(rows, console)
+    threads = f"{arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
+    name = f"{arguments.suite} on {device.type}, {arguments.dtype}, {threads}"
+    print(summary_line(name, rows))
+    return _exit_code(rows)
+
+
+def _exit_code(rows: Sequence[Row]) -> int:
+    if any(row.failed for row in rows):
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if any(row.status.endswith(INTERRUPTED) for row in rows) else EXIT_OK
+
+
+def _facts(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What a figure of this run depends on; file names stay out."""
+    given = {name: value for name, value in vars(arguments).items() if name not in ("json", "run")}
+    return {
+        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arguments": given,
+        "machine": machine(),
+        "versions": versions(),
+        "capabilities": spectral_fast.capabilities(),
+        "gemm": {"n": GEMM_SIZE, "flops_per_second": gemm_rate(DTYPES[arguments.dtype], device)},
+    }
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of spectral_fast.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    svdvals = commands.add_parser(
+        "svdvals",
+        help="singular values: ours against torch and others",
+        description="Time svdvals against torch and others, after checking its values.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = svdvals.add_argument
+    add("--suite", required=True, choices=SUITES, metavar="NAME", help=", ".join(SUITES))
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--threads", type=_at_least(1), metavar="N", help="of ours and of torch's all (torch's number)")
+    add("--embeddings", action="store_true", help="measure embeddings (and untied heads) too")
+    add("--max-n", type=_at_least(1), metavar="N", help="leave out matrices with a larger dimension")
+    add("--baselines", type=_baselines, metavar="A,B,...", help=f"all, or of: {', '.join(BASELINES)}")
+    add("--repeats", type=_at_least(REPEATS_LEAST), metavar="N", help="samples a method (by its time)")
+    add("--max-seconds", type=_positive, metavar="S", help="stop measuring after about S seconds")
+    add("--json", type=Path, metavar="FILE", help="write every sample and what it depends on")
+    return parser
+
+
+def _at_least(least: int) -> Any:
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return convert
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    if text == "all":
+        return tuple(BASELINES)
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise argparse.ArgumentTypeError(
+            f"no baseline is called {unknown[0]!r}: choose from {', '.join(BASELINES)}, or all"
+        )
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
