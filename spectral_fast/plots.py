@@ -39,6 +39,8 @@ _ROLE_NAMES = {
     "mlp_gate": "MLP gate",
     "mlp_gate_in": "MLP gate, in (fused)",
     "mlp_out": "MLP out",
+    "router": "router",
+    "conv": "convolution",
     "other": "other matrices",
 }
 # Okabe and Ito's palette, told apart under the common colour deficiencies; the markers help too.
@@ -111,6 +113,7 @@ def _draw_tails(
             if spectrum.layer in fitted:
                 _draw_fit(axes, spectrum, colours(depth(spectrum.layer)))
         axes.set_xlim(left=_left_edge(spectra))
+        _label_values(axes)
         axes.set_ylim(0.7 * smallest, 1.3)
         axes.set_title(_ROLE_NAMES.get(role, role), fontsize=14)
         axes.grid(alpha=0.25, which="both", axis="x")
@@ -129,6 +132,20 @@ def _draw_tails(
     fit = Line2D([], [], color="black", linestyle="--", label=f"power-law fit, slope 1 − α{which}")
     start = Line2D([], [], color="0.7", marker="o", markeredgecolor="black", linestyle="", label="its xmin")
     area.legend(handles=[curve, fit, start], loc="outside upper center", ncols=3, fontsize=12)
+
+
+def _label_values(axes: "Axes") -> None:
+    """Plain numbers where the logarithmic axis has few whole powers of ten; matplotlib's would overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    decades = np.log10(high / low)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if decades < 2.5:
+        # Below 0.7 decades there may be one number of 1, 2, 5 in the panel, or none.
+        steps = LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3))
+        axes.xaxis.set_major_locator(MaxNLocator(4) if decades < 0.7 else steps)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _left_edge(spectra: Sequence[LayerSpectrum]) -> float | None:
@@ -161,7 +178,8 @@ def _draw_depth(area: "SubFigure", by_role: dict[str, list[LayerSpectrum]]) -> N
     for index, (role, spectra) in enumerate(by_role.items()):
         style: dict[str, Any] = {
             "color": _COLOURS[index % len(_COLOURS)],
-            "marker": _MARKERS[index % len(_MARKERS)],
+            # Shifted by one in each round of colours, so that no two roles look the same.
+            "marker": _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)],
             "markersize": 5,
         }
         layers = [s.layer for s in spectra]

@@ -90,7 +90,17 @@ def test_every_matrix_of_a_layer_has_its_role(prefix, roles, layer):
         ("layers.1.feed_forward.w2.weight", "mlp_out", 1),
         ("layers.1.feed_forward.w3.weight", "mlp_in", 1),
         ("model.layers.3.block_sparse_moe.experts.5.w2.weight", "mlp_out", 3),
-        ("model.layers.3.mlp.gate.weight", "other", 3),
+        ("model.layers.3.mlp.gate.weight", "router", 3),
+        ("model.layers.3.block_sparse_moe.gate.weight", "router", 3),
+        ("model.layers.3.mlp.shared_expert_gate.weight", "router", 3),
+        ("encoder.block.1.layer.1.mlp.router.classifier.weight", "router", 1),
+        ("encoder.block.1.layer.1.mlp.experts.expert_2.wi.weight", "mlp_in", 1),
+        ("encoder.block.1.layer.1.mlp.experts.expert_2.wo.weight", "mlp_out", 1),
+        ("encoder.block.0.layer.1.mlp.wi.weight", "mlp_in", 0),
+        ("model.layers.0.mlp.Wi.weight", "mlp_gate_in", 0),
+        ("model.layers.3.mlp.experts.gate_up_proj", "mlp_gate_in", 3),
+        ("vit.embeddings.patch_embeddings.projection.weight", "conv", None),
+        ("layer1.0.conv2.weight", "conv", 0),
         ("rwkv.blocks.2.feed_forward.key.weight", "mlp_in", 2),
         ("rwkv.blocks.2.attention.key.weight", "k", 2),
         ("decoder.block.6.layer.0.SelfAttention.q.weight", "q", 6),
@@ -135,7 +145,7 @@ def test_a_module_and_its_state_dict_give_the_same_matrices():
     key = [(w.name, w.role, w.layer, w.tensor.data_ptr()) for w in of_module]
     assert key == [(w.name, w.role, w.layer, w.tensor.data_ptr()) for w in of_state]
     assert [(w.layer, w.role) for w in of_module] == [
-        (layer, role) for layer in (0, 1) for role in ("qkv", "o", "mlp_in", "mlp_out")
+        (layer, role) for layer in (0, 1) for role in ("q", "k", "v", "o", "mlp_in", "mlp_out")
     ]
 
 
@@ -185,11 +195,167 @@ def test_a_tie_to_the_transpose_is_a_tie_but_slices_of_one_memory_are_not():
     assert [w.name for w in weight_matrices(state)] == ["a", "q", "k", "v"]
 
 
-def test_matrices_of_a_model_without_memory():
+def test_a_model_without_memory_is_skipped_with_the_reason():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 5), nn.Linear(5, 6))
-    found = [(w.name, tuple(w.tensor.shape)) for w in weight_matrices(model)]
-    assert found == [("0.weight", (6, 5)), ("1.weight", (5, 6)), ("2.weight", (6, 5))]
+    found = weight_matrices(model)
+    assert found == []
+    assert [(t.name, t.shape) for t in found.skipped] == [
+        ("0.weight", (6, 5)),
+        ("1.weight", (5, 6)),
+        ("2.weight", (6, 5)),
+    ]
+    assert {t.reason for t in found.skipped} == {"on the meta device, so it has no values"}
+
+
+def skipped_of(state):
+    return {t.name: t.reason for t in weight_matrices(state).skipped}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+def test_what_cannot_be_read_is_skipped_with_the_reason():
+    reasons = skipped_of(
+        {
+            "fp8.weight": torch.ones(4, 4).to(torch.float8_e4m3fn),
+            "int8.weight": torch.ones(4, 4, dtype=torch.int8),
+            "complex.weight": torch.ones(4, 4, dtype=torch.complex64),
+            "sparse.weight": torch.eye(4).to_sparse(),
+            "csr.weight": torch.eye(4).to_sparse_csr(),
+            "stack": torch.ones(2, 3, 4),
+            "half.weight": torch.ones(4, 4),
+        }
+    )
+    assert list(reasons) == [
+        "fp8.weight",
+        "int8.weight",
+        "complex.weight",
+        "sparse.weight",
+        "csr.weight",
+        "stack",
+    ]
+    for name, part in [
+        ("fp8.weight", "float8_e4m3fn entries need scales"),
+        ("int8.weight", "int8 entries are a quantized weight"),
+        ("complex.weight", "complex entries"),
+        ("sparse.weight", "sparse_coo, not dense"),
+        ("csr.weight", "sparse_csr, not dense"),
+        ("stack", "neither stacked experts nor a convolution"),
+    ]:
+        assert part in reasons[name]
+    (record,) = weight_matrices({"w": torch.ones(2, 3, dtype=torch.int8)}).skipped
+    assert (record.name, record.shape, record.dtype) == ("w", (2, 3), "int8")
+
+
+@pytest.mark.parametrize(
+    ("packed", "companions"),
+    [
+        (  # GPTQ, AWQ
+            {"qweight": torch.ones(2, 8, dtype=torch.int32)},
+            {"qzeros": torch.ones(2, 2, dtype=torch.int32), "scales": torch.ones(2, 8).half()},
+        ),
+        ({"weight": torch.ones(9, 1, dtype=torch.uint8)}, {"weight.absmax": torch.ones(4)}),  # bitsandbytes
+        ({"weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}, {"weight_scale_inv": torch.ones(2, 2)}),
+        (  # MXFP4 of gpt-oss
+            {"gate_up_proj_blocks": torch.ones(2, 3, 4, 5, dtype=torch.uint8)},
+            {"gate_up_proj_scales": torch.ones(2, 3, 4, dtype=torch.uint8)},
+        ),
+    ],
+)
+def test_scales_next_to_a_packed_weight_are_part_of_it(packed, companions):
+    state = {f"layers.0.mlp.up_proj.{name}": value for name, value in {**packed, **companions}.items()}
+    found = weight_matrices(state)
+    assert found == []
+    assert [t.name.rpartition(".")[2] for t in found.skipped] == list(packed)
+    # Alone, a matrix of scales is a matrix like any other.
+    assert len(weight_matrices({"mix.scales": torch.ones(3, 3)})) == 1
+
+
+def test_packed_buffers_of_a_module_are_skipped_and_other_buffers_are_nothing():
+    layer = nn.Module()
+    layer.register_buffer("qweight", torch.ones(2, 8, dtype=torch.int32))
+    layer.register_buffer("running", torch.ones(2, 8))
+    layer.register_buffer("mask", torch.ones(8, 8, dtype=torch.bool))
+    found = weight_matrices(nn.ModuleDict({"up_proj": layer}))
+    assert found == []
+    assert [t.name for t in found.skipped] == ["up_proj.qweight"]
+
+
+def test_biases_masks_and_learned_vectors_are_no_weights():
+    found = weight_matrices(
+        {
+            "h.0.attn.bias": torch.ones(1, 1, 8, 8),  # GPT-2's causal mask
+            "experts.gate_up_proj_bias": torch.ones(3, 8),
+            "cls_token": torch.ones(1, 1, 8),
+            "ids": torch.ones(1, 8, dtype=torch.int64),
+            "embeddings.position_embeddings": torch.randn(1, 5, 8),
+        }
+    )
+    assert not found.skipped
+    assert [(w.role, w.shape, tuple(w.tensor.shape)) for w in found] == [
+        ("position_embedding", (5, 8), (5, 8))
+    ]
+
+
+def test_a_convolution_is_the_matrix_of_its_filters():
+    model = nn.ModuleDict({"conv1": nn.Conv2d(3, 4, (2, 5), bias=False), "conv": nn.Conv1d(3, 4, 2)})
+    two, one = weight_matrices(model)
+    assert (two.name, two.role, two.shape) == ("conv1.weight", "conv", (4, 30))
+    assert (one.role, one.shape) == ("conv", (4, 6))
+    assert two.tensor.data_ptr() == model["conv1"].weight.data_ptr()
+    patch = torch.randn(1, 3, 2, 5)
+    torch.testing.assert_close(two.tensor @ patch.flatten(), model["conv1"](patch).flatten())
+    channels_last = model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(weight_matrices(channels_last)[0].tensor, two.tensor)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "name"),
+    [
+        ("q_proj.lora_A.weight", "q_proj.lora_B.weight", "layers.1.q_proj[lora]"),
+        ("q_proj.lora_A.default.weight", "q_proj.lora_B.default.weight", "layers.1.q_proj[lora.default]"),
+        ("q_proj.lora_embedding_A.x", "q_proj.lora_embedding_B.x", "layers.1.q_proj[lora.x]"),
+    ],
+)
+def test_a_lora_pair_is_one_matrix_with_the_singular_values_of_its_product(a, b, name):
+    factors = {f"layers.1.{a}": torch.randn(4, 30).bfloat16(), f"layers.1.{b}": torch.randn(20, 4).bfloat16()}
+    base = {"layers.1.q_proj.base_layer.weight": torch.randn(20, 30)}
+    plain, product = weight_matrices({**base, **factors})
+    assert (plain.role, product.role, product.layer) == ("q", "q", 1)
+    assert (product.name, product.shape, product.dtype) == (name, (4, 4), torch.float32)
+    assert "rank 4 of a 20×30 LoRA product" in product.note
+    low, high = (factor.double() for factor in factors.values())
+    exact = torch.linalg.svdvals(high @ low)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(product.tensor.double()), exact[:4], rtol=0, atol=1e-6 * float(exact[0])
+    )
+    assert float(exact[4]) < 1e-12 * float(exact[0])  # nothing is lost
+
+
+def test_lora_factors_without_a_partner_that_fits_are_skipped():
+    reasons = skipped_of(
+        {
+            "a.lora_A.weight": torch.ones(2, 8),
+            "b.lora_A.weight": torch.ones(2, 8),
+            "b.lora_B.weight": torch.ones(8, 3),
+            "c.lora_A.one.weight": torch.ones(2, 8),
+            "c.lora_B.two.weight": torch.ones(8, 2),
+            "d.lora_A.weight": torch.ones(2, 8, 3, 3),
+        }
+    )
+    assert len(reasons) == 6
+    assert {reason for name, reason in reasons.items() if name[0] != "d"} == {
+        "a LoRA factor without its partner"
+    }
+    assert reasons["d.lora_A.weight"] == "a LoRA factor of a convolution"
+
+
+def test_experts_are_numbered_and_each_is_a_view():
+    stack = torch.randn(3, 4, 5)
+    matrices = weight_matrices({"layers.2.mlp.experts.down_proj": stack})
+    assert [w.name for w in matrices] == [f"layers.2.mlp.experts.down_proj[{i}]" for i in range(3)]
+    assert {(w.layer, w.role, w.shape) for w in matrices} == {(2, "mlp_out", (4, 5))}
+    for w, expert in zip(matrices, stack, strict=True):
+        assert w.tensor.data_ptr() == expert.data_ptr()
 
 
 @pytest.mark.parametrize("wrong", [None, [torch.ones(2, 2)], torch.ones(2, 2), "model.safetensors"])

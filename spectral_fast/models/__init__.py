@@ -1,12 +1,8 @@
 """Finding the weight matrices of models and checkpoints, and what each of them does."""
 
-from spectral_fast.models.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    CheckpointTensor,
-    open_checkpoint,
-)
-from spectral_fast.models.matrices import WeightMatrix, weight_matrices
+from spectral_fast.models.checkpoint import Checkpoint, open_checkpoint
+from spectral_fast.models.files import CheckpointError, CheckpointTensor
+from spectral_fast.models.matrices import SkippedTensor, WeightMatrices, WeightMatrix, weight_matrices
 from spectral_fast.models.roles import EMBEDDING_ROLES
 
 __all__ = [
@@ -14,6 +10,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointTensor",
+    "SkippedTensor",
+    "WeightMatrices",
     "WeightMatrix",
     "open_checkpoint",
     "weight_matrices",

@@ -1,91 +1,58 @@
-"""Reading checkpoint files one matrix at a time.
+"""Opening a checkpoint: one file, a sharded one, or a Hugging Face folder.
 
-A reader is a function from a path to the list of tensors in it; `open_checkpoint` looks at the
-first bytes of the file and picks the reader. No reader ever runs code from a file.
+`open_checkpoint` looks at the first bytes of a file and picks the reader. No reader ever runs code
+from a file.
 """
 
 import json
-import re
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-
-from spectral_fast.models.matrices import is_matrix, without_ties
+from spectral_fast.models.files import (
+    CheckpointError,
+    CheckpointTensor,
+    read_npy,
+    read_safetensors,
+    unreadable,
+)
+from spectral_fast.models.fused import Config
+from spectral_fast.models.matrices import WeightMatrices, find_matrices
+from spectral_fast.models.pickles import read_torch_legacy, read_torch_zip
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-_SUPPORTED = "a .safetensors file or a PyTorch checkpoint (.pt, .pth, .bin, .ckpt) is expected"
-
-# The keys under which training scripts keep the state dict of the model.
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-
-_MAX_HEADER = 100_000_000  # bytes; safetensors refuses longer headers
-
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read; the message names the file, what is wrong and what to do."""
-
-    def __init__(self, path: Path, problem: str, remedy: str) -> None:
-        super().__init__(f"{path}: {problem}. {remedy}.")
-
-
-@dataclass(frozen=True)
-class CheckpointTensor:
-    """One tensor of a checkpoint, not yet in memory.
-
-    Attributes:
-        name: its name in the checkpoint.
-        shape: its shape.
-        dtype: its dtype as stored.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    _load: Callable[[], torch.Tensor] = field(repr=False)
-
-    def load(self) -> torch.Tensor:
-        """Read the tensor, on the CPU, in the stored dtype.
-
-        Where the file can be memory-mapped the result shares its pages with the file: do not write
-        to it.
-        """
-        return self._load()
+_SUPPORTED = (
+    "a .safetensors file, a PyTorch checkpoint (.pt, .pth, .bin, .ckpt), an .index.json or a .npy array "
+    "is expected"
+)
+_INDEX_SUFFIX = ".index.json"
+# What a Hugging Face folder keeps its weights in, the preferred one first.
+_FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one checkpoint, in the file's order; iterating it reads no weights."""
+    """The tensors of one checkpoint, in the file's order; iterating it reads no weights.
+
+    Attributes:
+        path: the file or folder.
+        tensors: all tensors in it.
+        config: the content of the config.json next to the weights, {} if there is none.
+        warnings: what was wrong but did not keep the checkpoint from being read.
+    """
 
     path: Path
     tensors: tuple[CheckpointTensor, ...]
+    config: Config = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[CheckpointTensor]:
         return iter(self.tensors)
@@ -93,58 +60,77 @@ class Checkpoint:
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def matrices(self) -> list[CheckpointTensor]:
-        """The weight matrices among the tensors: two dimensions, floating point, not empty."""
-        return [tensor for tensor in self.tensors if is_matrix(tensor.shape, tensor.dtype)]
+    def matrices(self) -> WeightMatrices:
+        """The weight matrices in the tensors, split as `weight_matrices` splits those of a model.
+
+        Each is read from its file whenever its ``tensor`` is asked for.
+        """
+        return find_matrices(self.tensors, lambda name: self.config)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint for reading its tensors one by one.
 
-    Reads safetensors files and PyTorch checkpoints that hold a state dict, at the top or under a
-    usual key such as "state_dict" or "model"; the content decides which it is. Weights stay on
-    disk until `CheckpointTensor.load`, except for PyTorch's old format (before version 1.6), which
-    cannot be mapped and is read at once. Tied tensors of a PyTorch checkpoint are listed once, as
-    `weight_matrices` lists them. Pickles are read with ``weights_only=True``: code in the file is
-    refused, never run.
+    Reads safetensors files; PyTorch checkpoints that hold a state dict, at the top or under a usual
+    key such as "state_dict" or "model"; .npy files with a matrix or a stack of matrices; the
+    .index.json of a sharded checkpoint; and Hugging Face folders with one of these. Except for
+    .index.json the content decides which it is. Weights stay on disk until `CheckpointTensor.load`,
+    except for PyTorch's old format (before version 1.6), which is read at once, and for PyTorch
+    checkpoints under torch 2.9, which are memory-mapped. Tied tensors of a
+    PyTorch checkpoint are listed once, as `weight_matrices` lists them. Pickles are read with
+    ``weights_only=True``: code in the file is refused, never run. A config.json next to the weights
+    tells how fused weights are laid out; one that cannot be read is ignored with a warning.
 
     Args:
-        path: the file.
+        path: the file or folder.
 
     Returns:
         A `Checkpoint`, iterable over `CheckpointTensor`.
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, of another kind, holds objects other
-            than tensors and plain containers, or has no weight matrix in it.
+            than tensors and plain containers, names shards that are missing or outside its folder,
+            or has no weight matrix in it.
     """
     path = Path(path)
+    file = path
     try:
-        reader = _choose_reader(path)
-        checkpoint = Checkpoint(path, tuple(reader(path)))
+        file = _weights_in(path) if path.is_dir() else path
+        tensors = _read_index(file) if file.name.endswith(_INDEX_SUFFIX) else _choose_reader(file)(file)
+        config, warnings = _read_config(file.parent / "config.json")
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(
-            path, f"cannot be read ({reason})", "Check the path and your rights to read it"
-        ) from error
-    if not checkpoint.matrices():
+        raise unreadable(file, error) from error
+    checkpoint = Checkpoint(path, tuple(tensors), config, warnings)
+    matrices = checkpoint.matrices()
+    if not matrices:
+        reasons = sorted({skipped.reason for skipped in matrices.skipped})
         raise CheckpointError(
             path,
-            f"holds no weight matrix ({len(checkpoint)} tensors, none of them two-dimensional and "
-            "floating point)",
+            f"holds no weight matrix ({len(checkpoint)} tensors, "
+            + (f"skipped: {'; '.join(reasons)})" if reasons else "none of them a floating-point matrix)"),
             "Give the checkpoint of a model with unquantized weights",
         )
     return checkpoint
+
+
+def _weights_in(folder: Path) -> Path:
+    found = next((folder / name for name in _FOLDER_FILES if (folder / name).exists()), None)
+    if found is None:
+        files = sorted(
+            file.name for file in folder.iterdir() if file.suffix in (".safetensors", *_TORCH_SUFFIXES)
+        )
+        raise CheckpointError(
+            folder,
+            f"is a folder without {', '.join(_FOLDER_FILES[:-1])} or {_FOLDER_FILES[-1]}",
+            f"Give the path of one file in it, such as {files[0]}" if files else "Check the path",
+        )
+    return found
 
 
 _Reader = Callable[[Path], list[CheckpointTensor]]
 
 
 def _choose_reader(path: Path) -> _Reader:
-    if path.is_dir():
-        raise CheckpointError(
-            path, "is a directory, not a file", "Give the path of one checkpoint file inside it"
-        )
     if not path.exists():
         raise CheckpointError(path, "does not exist", "Check the path")
     if not path.is_file():
@@ -158,12 +144,14 @@ def _choose_reader(path: Path) -> _Reader:
     if head.startswith(b"PK\x03\x04"):
         if path.suffix == ".safetensors":  # torch.load would believe the suffix
             raise CheckpointError(path, "is a zip archive, not a safetensors file", "Rename it to .pt")
-        return _read_torch_zip
+        return read_torch_zip
+    if head.startswith(b"\x93NUMPY"):
+        return read_npy
     # Eight bytes of header length, then the header, a JSON object.
     if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return _read_safetensors
+        return read_safetensors
     if head.startswith(b"\x80"):
-        return _read_torch_legacy
+        return read_torch_legacy
     if path.suffix in _TORCH_SUFFIXES:
         raise CheckpointError(
             path,
@@ -173,143 +161,65 @@ def _choose_reader(path: Path) -> _Reader:
     raise CheckpointError(path, "is of an unknown kind", f"Of files, {_SUPPORTED}")
 
 
-def _read_safetensors(path: Path) -> list[CheckpointTensor]:
-    from safetensors import SafetensorError, safe_open
-
-    _check_safetensors_size(path)
-    try:
-        file = safe_open(str(path), framework="pt")
-        names = list(file.keys())
-    except SafetensorError as error:
-        raise CheckpointError(
-            path,
-            f"is not a valid safetensors file ({error})",
-            "The file is damaged: download or save it again",
-        ) from error
+def _read_index(path: Path) -> list[CheckpointTensor]:
+    """The tensors of a sharded checkpoint, in the order of its index."""
+    places = _weight_map(path)
+    shards: dict[str, dict[str, CheckpointTensor]] = {}
+    for shard in dict.fromkeys(places.values()):
+        file = path.parent / shard
+        if not file.exists():
+            raise CheckpointError(
+                path, f"names the shard {shard!r}, which is missing", "Download the missing shard"
+            )
+        try:
+            shards[shard] = {tensor.name: tensor for tensor in _choose_reader(file)(file)}
+        except OSError as error:
+            raise unreadable(file, error) from error
     tensors = []
-    for name in names:
-        stored = file.get_slice(name)
-        dtype = _SAFETENSORS_DTYPES.get(stored.get_dtype())
-        if dtype is None:
+    for name, shard in places.items():
+        if name not in shards[shard]:
             raise CheckpointError(
                 path,
-                f"tensor {name!r} has the dtype {stored.get_dtype()}, which is not supported",
-                "Save the weights in float32, float16 or bfloat16",
+                f"places the tensor {name!r} in {shard!r}, which does not hold it",
+                "Index and shards do not belong together: download both again",
             )
-        tensors.append(
-            CheckpointTensor(name, tuple(stored.get_shape()), dtype, partial(file.get_tensor, name))
-        )
+        tensors.append(shards[shard][name])
     return tensors
 
 
-def _check_safetensors_size(path: Path) -> None:
-    """Tell a truncated file from other damage, which safetensors itself does not."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_size > size - 8:
+def _weight_map(path: Path) -> dict[str, str]:
+    """The map of an index from tensor names to shards, all of them inside its folder."""
+    index = _read_json(path)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(p, str) for p in places.values()):
+        raise CheckpointError(
+            path, "has no weight_map from tensor names to shard files", "Download or save it again"
+        )
+    for shard in places.values():
+        parts = PurePosixPath(shard)
+        if parts.is_absolute() or ".." in parts.parts or "\0" in shard or not parts.name:
             raise CheckpointError(
                 path,
-                f"is no safetensors file, or is cut off inside its header (the header should have "
-                f"{header_size} bytes, the whole file has {size})",
-                "Download or save it again",
+                f"names the shard {shard!r}, which is not inside its folder; refused",
+                "Download it again from a source you trust",
             )
-        if header_size > _MAX_HEADER:
-            return
-        try:
-            header = json.loads(file.read(header_size))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-            expected = 8 + header_size + max(ends, default=0)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            return  # safe_open says what is wrong with the header
-    if expected > size:
-        raise CheckpointError(
-            path,
-            f"is truncated (its header promises {expected} bytes, the file has {size})",
-            "Download or save it again",
-        )
+    return places
 
 
-def _read_torch_zip(path: Path) -> list[CheckpointTensor]:
+def _read_config(path: Path) -> tuple[Config, tuple[str, ...]]:
+    if not path.is_file():
+        return {}, ()
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise CheckpointError(
-            path,
-            f"is a truncated or damaged zip archive ({error})",
-            "Download or save it again",
-        ) from error
-    if not any(member.endswith("/data.pkl") for member in members):
-        raise CheckpointError(
-            path, "is a zip archive, but not a PyTorch checkpoint", f"Of files, {_SUPPORTED}"
-        )
-    if any(member.endswith("/constants.pkl") for member in members):
-        raise CheckpointError(
-            path,
-            "is a TorchScript archive, a program rather than weights",
-            "Load it yourself and save its state_dict() with torch.save",
-        )
-    return _read_pickle(path, mmap=True)
+        config = _read_json(path)
+    except (CheckpointError, OSError) as error:
+        return {}, (f"ignored: {error}",)
+    if not isinstance(config, dict):
+        return {}, (f"ignored: {path}: holds no JSON object",)
+    return config, ()
 
 
-def _read_torch_legacy(path: Path) -> list[CheckpointTensor]:
-    return _read_pickle(path, mmap=False)
-
-
-def _read_pickle(path: Path, *, mmap: bool) -> list[CheckpointTensor]:
+def _read_json(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on the pickle protocol
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise _pickle_error(path, error) from error
-    return [
-        CheckpointTensor(name, tuple(tensor.shape), tensor.dtype, tensor.detach)
-        for name, tensor in without_ties(_state_dict(path, content).items()).items()
-    ]
-
-
-def _pickle_error(path: Path, error: Exception) -> CheckpointError:
-    code = re.search(r"GLOBAL (\S+)", str(error))
-    if code:
-        return CheckpointError(
-            path,
-            f"holds more than tensors: it asks for {code[1]!r}, which was refused as it could run code",
-            "If you trust its author, load it yourself and save only the model's state_dict()",
-        )
-    if isinstance(error, EOFError) or "EOF" in str(error):
-        reason = "it ends too early"
-    elif isinstance(error, RuntimeError):
-        # The first sentence says what happened; the rest of torch's text is advice.
-        reason = re.split(r"[.\n]", str(error), maxsplit=1)[0]
-    else:
-        reason = "its pickle is damaged or was not made by torch.save"
-    return CheckpointError(
-        path,
-        f"is no readable PyTorch checkpoint ({reason})",
-        "The file is damaged or of another kind: download or save it again",
-    )
-
-
-def _state_dict(path: Path, content: Any) -> Mapping[str, Any]:
-    """Find the mapping from names to tensors in what a checkpoint holds."""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            path,
-            f"holds a {type(content).__name__}, not a state dict",
-            "Save model.state_dict() with torch.save",
-        )
-    for key in _STATE_DICT_KEYS:
-        if isinstance(content.get(key), Mapping):
-            return _state_dict(path, content[key])
-    state = {str(name): value for name, value in content.items()}
-    if not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(
-            path,
-            f"holds no tensors (its keys: {', '.join(list(state)[:5]) or 'none'})",
-            f"Save model.state_dict(), alone or under one of {', '.join(_STATE_DICT_KEYS)}",
-        )
-    return state
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"is not valid JSON ({error})", "Download or save it again") from error

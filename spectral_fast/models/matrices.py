@@ -212,16 +212,18 @@ def _unreadable(dtype: torch.dtype) -> str:
         return ""
     if dtype.is_complex:
         return "complex entries"
-    what = "need scales that are stored apart" if dtype.is_floating_point else "are a quantized weight, packed"
-    return f"{_dtype_name(dtype)} entries {what}; dequantize the model to read it"
+    what = (
+        "need scales that are stored apart" if dtype.is_floating_point else "are a quantized weight, packed"
+    )
+    return f"{_plain(dtype)} entries {what}; dequantize the model to read it"
 
 
 def _skip(tensor: StoredTensor, reason: str) -> SkippedTensor:
-    return SkippedTensor(tensor.name, tensor.shape, _dtype_name(tensor.dtype), reason)
+    return SkippedTensor(tensor.name, tensor.shape, _plain(tensor.dtype), reason)
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _plain(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _parent(name: str) -> str:
@@ -293,7 +295,7 @@ class _LiveTensor:
     @property
     def problem(self) -> str:
         if self.tensor.layout != torch.strided:
-            return f"stored as {_dtype_name(self.tensor.layout)}, not dense"
+            return f"stored as {_plain(self.tensor.layout)}, not dense"
         return "on the meta device, so it has no values" if self.tensor.is_meta else ""
 
     def load(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -334,9 +336,9 @@ def _as_mapping(config: object) -> Config:
         return {}
     if isinstance(config, Mapping):
         return config
-    # transformers' configs are more than their attributes; the configs of training scripts are not.
+    # A transformers config knows better than its attributes what belongs to it.
     to_dict = getattr(config, "to_dict", None)
-    content = to_dict() if callable(to_dict) else {k: v for k, v in vars(config).items()}
+    content = to_dict() if callable(to_dict) else getattr(config, "__dict__", {})
     return {**content, "model_type": getattr(config, "model_type", None)}
 
 
@@ -362,9 +364,9 @@ def _memory(tensor: torch.Tensor) -> object:
         return id(tensor)
     storage = tensor.untyped_storage()
     return (
-        # A tensor still in its file has no memory yet, but a place there. Otherwise the address of
-        # the storage object, not of its data: meta tensors have no data.
-        getattr(storage, "_checkpoint_offset", None) or storage._cdata,
+        # A tensor that is still in its file has no memory yet, but a place there. Otherwise the address
+        # of the storage object, not of its data: meta tensors have no data.
+        (tensor.is_meta and storage._checkpoint_offset) or storage._cdata,
         tensor.storage_offset(),
         tensor.dtype,
         tuple(sorted(zip(tensor.shape, tensor.stride(), strict=True))),
