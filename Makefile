@@ -20,7 +20,7 @@ DEMO := demo-output
 demo: $(VENV)/installed-demo
 	mkdir -p $(DEMO)
 	$(BIN)/spectral-fast analyze "$$($(BIN)/python -c '$(FIND_MINILM)')" --compare \
-	  --csv $(DEMO)/minilm.csv --plot $(DEMO)/minilm.png
+	  --csv $(DEMO)/minilm.csv --json $(DEMO)/minilm.json --plot $(DEMO)/minilm.png
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m "not slow"
