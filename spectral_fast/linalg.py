@@ -31,9 +31,10 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
 
     Returns (\\*, k), k = min(m, n): descending, >= 0, in A's real dtype (float32 for half precisions).
     For every matrix max |s - sigma| is at most c eps sigma_1 with c = 2 (k <= 128), 4 (k <= 1024), 8
-    above, or twice LAPACK's error on the same matrix where that is larger. "gram" takes the square roots
-    of the eigenvalues of a float64 Gram matrix: small values
-    err by up to sqrt(k eps) sigma_1, eps that of float64, 1e-7 sigma_1 at k = 50.
+    above, or twice LAPACK's error on the same matrix where that is larger. (A few small
+    float64 matrices miss that by up to about a factor of two: README, Limits.) "gram" takes the square
+    roots of the eigenvalues of a float64 Gram matrix: small values err by up to sqrt(k eps) sigma_1, eps
+    that of float64, 1e-7 sigma_1 at k = 50.
 
     Differentiable as U diag(g) V^H in reverse mode to any order where the values are distinct, and once in
     forward mode (not under torch.compile; a second forward level raises RuntimeError). U and V are computed
@@ -63,7 +64,7 @@ def svdvals_ex(A: Tensor, *, driver: str | None = None, check_errors: bool = Fal
     """
     if not _ours(A, driver):
         _torch_svdvals(A, driver, None)
-        raise TypeError(f"svdvals_ex: no dense batch of floating-point matrices: {A}")
+        raise TypeError(f"svdvals_ex needs a dense batch of floating-point matrices, not {type(A).__name__}")
     return SvdvalsResult(*_svdvals(A, driver, check_errors))
 
 

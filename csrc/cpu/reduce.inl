@@ -1,6 +1,6 @@
 // Stage `reduce`: tall m x n -> n x n upper triangle R with the same singular values (Householder QR).
 //
-// Rows arrive in chunks that stay in the first-level caches, and each chunk is folded into the triangle of those before it:
+// Rows arrive in chunks that stay in the second-level cache, and each chunk is folded into the triangle of those before it:
 //
 //   [R; C] -> [R'; 0],  one reflector a column, v = (1, c_k) with a single entry in R:
 //   z = R_k + c_k^T C,   R_k <- R_k - tau z,   C <- C - tau c_k z

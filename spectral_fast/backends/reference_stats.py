@@ -40,7 +40,7 @@ def hill_alpha(evals: Tensor, k: int | None) -> Tensor:
     last = (tail - 1).clamp(0, x.shape[-1] - 1).unsqueeze(-1)
     rank = torch.arange(x.shape[-1], device=x.device)
     inside = rank < tail.unsqueeze(-1)
-    # Sum of ln(x_j / x_last) over gaps: all terms are positive, so nothing cancels.
+    # Of ratios, not of differences between sums of logarithms: no term is negative, so nothing cancels.
     excess = torch.where(inside, (x / x.gather(-1, last)).log(), 0).sum(-1)
     ok = (tail >= 1) & (tail <= count) & (excess > 0) & x.isfinite().all(-1)
     return torch.where(ok, 1 + tail / excess, torch.nan)
