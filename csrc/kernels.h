@@ -13,7 +13,8 @@
 //   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the output type,
 //                or twice the error of LAPACK on the same matrix where that is larger. A few matrices miss it by up to about
 //                a factor of two (README, Limits): small ones in float64, where there is no wider arithmetic to compute them in.
-//   workspace    one block for each thread, svdvals_workspace_bytes(rows, cols) long, aligned to workspace_alignment.
+//   workspace    one block for each matrix in work, workspace_bytes(rows, cols, threads of its team) long, aligned to
+//                workspace_alignment.
 //   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 8/3 n^3 where `reduce` runs first (m > 5/3 n).
 //   determinism  the values depend on the matrix and the instruction set alone, not on threads, batch or neighbours.
 //   errors       none are raised below the bindings; a kernel never allocates.
@@ -28,6 +29,7 @@ enum class ElementType : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 =
 
 constexpr int32_t info_ok = 0;
 constexpr int32_t info_nonfinite = 1;
+constexpr int32_t info_cancelled = 2;  // never seen by the caller of a batch: the call raises
 
 constexpr std::size_t workspace_alignment = 64;
 
@@ -39,11 +41,25 @@ struct MatrixView {
   int64_t row_stride, col_stride;  // in elements
 };
 
+// The threads that share one matrix. A kernel hands out numbered pieces of work and goes on when all are done; which thread runs
+// which piece changes no bit. Once `cancelled` answers true a kernel returns as soon as it can, with info_cancelled.
+struct Team {
+  int threads;
+  void* pool;
+  void (*run)(void* pool, int64_t count, void (*piece)(void* context, int64_t index), void* context);
+  bool (*cancelled)(void* pool);  // asked by the thread that called the kernel, every few milliseconds of work
+};
+
 // What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
 template <typename Scalar>
 struct Kernels {
-  std::size_t (*svdvals_workspace_bytes)(int64_t rows, int64_t cols);
-  void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace);
+  std::size_t (*workspace_bytes)(int64_t rows, int64_t cols, int threads);
+  void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace, const Team& team);
+
+  // Small matrices go through in groups, one to a lane. group_size is 1 where that does not pay.
+  int64_t (*group_size)(int64_t rows, int64_t cols, int64_t batch);
+  std::size_t (*group_workspace_bytes)(int64_t rows, int64_t cols);
+  void (*svdvals_group)(const MatrixView* matrices, int64_t count, Scalar* values, int32_t* info, void* workspace);
 };
 
 struct KernelTable {

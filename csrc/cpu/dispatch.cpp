@@ -125,7 +125,7 @@ bool svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads)
   }
 
   const Kernels<Scalar>& kernel = kernels<Scalar>();
-  const std::size_t bytes = kernel.svdvals_workspace_bytes(rows, cols);
+  const std::size_t bytes = kernel.workspace_bytes(rows, cols, 1);
   const int workers = static_cast<int>(std::min<int64_t>(std::max(threads, 1), count));
   std::vector<std::unique_ptr<char, Free>> workspaces;
   for (int w = 0; w < workers; ++w) workspaces.push_back(allocate(bytes));
@@ -144,7 +144,7 @@ bool svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads)
                             cols,
                             batch.strides[batch_dims],
                             batch.strides[batch_dims + 1]};
-    kernel.svdvals(matrix, values + index * k, info + index, workspaces[worker].get());
+    kernel.svdvals(matrix, values + index * k, info + index, workspaces[worker].get(), Team{1, nullptr, nullptr, nullptr});
   });
   return std::all_of(info, info + count, [](int32_t status) { return status == info_ok; });
 }

@@ -11,6 +11,7 @@ namespace spectral_fast {
 namespace {
 
 #include "simd.inl"
+#include "team.inl"
 #include "load.inl"
 #include "householder.inl"
 #include "update.inl"
@@ -18,6 +19,7 @@ namespace {
 #include "bidiagonal.inl"
 #include "values.inl"
 #include "svdvals.inl"
+#include "group.inl"
 
 }  // namespace
 
@@ -29,8 +31,8 @@ namespace {
 extern const KernelTable SF_JOIN(kernels_, SF_ISA_NAME);
 const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     SF_STRING(SF_ISA_NAME),
-    {svdvals_workspace_bytes<float>, svdvals_float32},
-    {svdvals_workspace_bytes<double>, svdvals_float64},
+    {svdvals_workspace_bytes<float>, svdvals_float32, group_size<float>, group_workspace_bytes<float>, svdvals_group<float>},
+    {svdvals_workspace_bytes<double>, svdvals_float64, group_size<double>, group_workspace_bytes<double>, svdvals_group<double>},
 };
 
 }  // namespace spectral_fast

@@ -66,7 +66,7 @@ static inline bool promoted(const TallView& a) {
 }
 
 template <typename Scalar>
-static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols) {
+static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols, int) {
   const TallView a = tall_view(MatrixView{nullptr, ElementType::float32, rows, cols, 0, 0});
   return promoted<Scalar>(a) ? SvdvalsWorkspace<double>(nullptr, a.m, a.n).bytes
                              : SvdvalsWorkspace<Scalar>(nullptr, a.m, a.n).bytes;
@@ -112,7 +112,7 @@ static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace) {
   return info_ok;
 }
 
-static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, void* workspace) {
+static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, void* workspace, const Team&) {
   const TallView tall = tall_view(a);
   switch (a.element) {
     case ElementType::float16: *info = svdvals_of<Float16>(tall, values, workspace); break;
@@ -121,6 +121,6 @@ static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, v
   }
 }
 
-static void svdvals_float64(const MatrixView& a, double* values, int32_t* info, void* workspace) {
+static void svdvals_float64(const MatrixView& a, double* values, int32_t* info, void* workspace, const Team&) {
   *info = svdvals_of<Float64>(tall_view(a), values, workspace);
 }

@@ -1,0 +1,16 @@
+// Work shared by the threads of a team (kernels.h). Pieces are numbered and independent: what a piece computes may depend on its
+// number, never on the thread that runs it or on the number of threads.
+
+template <typename Piece>
+static void run_piece(void* context, int64_t index) {
+  (*static_cast<Piece*>(context))(index);
+}
+
+template <typename Piece>
+static inline void parallel_for(const Team& team, int64_t count, Piece piece) {
+  if (team.threads == 1 || count == 1) {
+    for (int64_t i = 0; i < count; ++i) piece(i);
+  } else {
+    team.run(team.pool, count, run_piece<Piece>, &piece);
+  }
+}
