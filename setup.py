@@ -45,7 +45,7 @@ class build_ext(pybind11_build_ext):
 
 def main() -> None:
     several = len(isa_flags()) > 1
-    kernels = ["simd", "team", "load", "householder", "update", "reduce", "bidiagonal", "values", "svdvals", "group", "isa"]
+    kernels = ["simd", "team", "blocks", "load", "householder", "direct_update", "direct_reduce", "direct", "update", "panel", "reduce", "band", "bidiagonal", "values", "svdvals", "group", "isa"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
         ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"],

@@ -1,95 +1,192 @@
-// Stage `bidiagonal`: m x n (m >= n) -> upper bidiagonal with the same singular values (Golub & Kahan 1965).
+// Stage `bidiagonal`: upper triangular band of width b -> upper bidiagonal with the same singular values, by bulge chasing with
+// Householder reflectors (Lang 1996; Haidar, Kurzak, Luszczek 2013; LAPACK's xGBBRD does it with rotations).
 //
-// Column k is cleared below the diagonal by a left reflector v, row k right of the superdiagonal by a right reflector u.
-// Both updates of a step are one rank-2 update (LAPACK xGEBRD, Howell et al. 2008, "Cache efficient bidiagonalization"):
+// Sweep i clears row i right of the superdiagonal with a reflector v on b columns. What that fills in below the diagonal is
+// chased down the band, b rows a step. Step p works on two b x b windows, D on the diagonal and E right of it:
 //
-//   A <- A - v w^T - y u^T,   w = tau_v A^T v,   y = tau_u (A u - v (w^T u))
+//   D <- D (I - tau v v^T);   u from the first column of D;   D <- (I - tau u u^T) D
+//   E <- (I - tau u u^T) E;   v from the first row of E;      E <- E (I - tau v v^T)
 //
-// and it is applied in the same pass over A that forms A^T v of the next step, so a step costs two passes:
-//   pass 1  A <- A - v w^T - y u^T,  sum <- A^T v_next      (one read, one write)
-//   pass 2  A u                                             (one read)
-// 4 m n^2 - 4/3 n^3 flops, bound by the bandwidth of the cache level that holds A: 12 bytes (float32) for 8 flops.
+// Only the first column and the first row of a bulge are cleared: the rest is in the next sweep's windows, one row further.
+// A window of 16 x 16 float32 is sixteen AVX-512 registers: it is read, multiplied from both sides and written once.
+// 8 n^2 b flops, n^2 / 2b steps, each a chain of some 200 cycles (two norms, two square roots, four divisions).
 //
-// The band of a two-stage reduction narrows to width one here too; a dense matrix is a band of full width.
+// Step p of sweep i needs step p + 1 of sweep i - 1 and nothing later. `group_sweeps` sweeps advance together, each two steps
+// behind the one before: their steps are independent, so one fills the waits of the other, and the windows stay in the first
+// level cache. Groups run on the threads of a team, the same distance apart.
+
+static constexpr int group_sweeps = 4;
 
 template <typename T>
-struct BidiagonalWorkspace {
-  T* a;                        // m x ld, row-major, columns from n to ld zero
-  T *w, *u, *sum, *part;       // ld
-  T *v, *y, *v_next, *y_next;  // m
-  int64_t ld;
+struct ChaseReflector {
+  typename Simd<T>::Vector v[Blocks<T>::vectors];
+  T tau;
 };
 
-// y_i <- tau (a_i . u - v_i wu) for the rows from `first` on.
+static inline double sum_of_squares(const Simd<float>::Vector& x) {
+  const SimdD::Vector low = Simd<float>::widen<0>(x), high = Simd<float>::widen<1>(x);
+  return SimdD::tree_sum(low * low + high * high);
+}
+static inline double sum_of_squares(const SimdD::Vector& x) { return SimdD::tree_sum(x * x); }
+
+// x -> reflector; returns beta.
 template <typename T>
-static inline void multiply_rows(const T* a, int64_t ld, int64_t first, int64_t m, int64_t from, const T* u, const T* v,
-                                 double wu, double tau, T* y) {
+static inline __attribute__((always_inline)) double chase_reflector(const typename Simd<T>::Vector* x, ChaseReflector<T>& h) {
+  constexpr int vectors = Blocks<T>::vectors;
+  const T x0 = x[0][0];
+  double rest = sum_of_squares(Simd<T>::with_first(x[0], 0));
+  SF_UNROLL
+  for (int c = 1; c < vectors; ++c) rest += sum_of_squares(x[c]);
+  const Reflector r = make_reflector<T>(x0, rest);
+  const T inverse = static_cast<T>(r.inverse);
+  SF_UNROLL
+  for (int c = 0; c < vectors; ++c) h.v[c] = c == 0 ? Simd<T>::with_first(x[0] * inverse, 1) : x[c] * inverse;
+  h.tau = static_cast<T>(r.tau);
+  return r.beta;
+}
+
+// x (b rows) <- x (I - tau v v^T)
+template <typename T>
+static inline __attribute__((always_inline)) void apply_right(typename Simd<T>::Vector (*x)[Blocks<T>::vectors],
+                                                              const ChaseReflector<T>& h) {
   typedef Simd<T> S;
-  typedef typename S::Vector V;
-  int64_t i = first;
-  for (; i + 4 <= m; i += 4) {
-    const T* a0 = a + i * ld;
-    const T *a1 = a0 + ld, *a2 = a1 + ld, *a3 = a2 + ld;
-    V s0{}, s1{}, s2{}, s3{};
-    for (int64_t j = from; j < ld; j += S::lanes) {
-      const V uj = S::load(u + j);
-      s0 += S::load(a0 + j) * uj;
-      s1 += S::load(a1 + j) * uj;
-      s2 += S::load(a2 + j) * uj;
-      s3 += S::load(a3 + j) * uj;
-    }
-    y[i] = static_cast<T>(tau * (S::sum(s0) - v[i] * wu));
-    y[i + 1] = static_cast<T>(tau * (S::sum(s1) - v[i + 1] * wu));
-    y[i + 2] = static_cast<T>(tau * (S::sum(s2) - v[i + 2] * wu));
-    y[i + 3] = static_cast<T>(tau * (S::sum(s3) - v[i + 3] * wu));
+  constexpr int b = Blocks<T>::block, vectors = Blocks<T>::vectors;
+  alignas(64) T y[b];
+  SF_UNROLL
+  for (int g = 0; g < b; g += S::lanes) {
+    const typename S::Vector sums = S::row_sums([&](int r) __attribute__((always_inline)) {
+      typename S::Vector product = x[g + r][0] * h.v[0];
+      SF_UNROLL
+      for (int c = 1; c < vectors; ++c) product += x[g + r][c] * h.v[c];
+      return product;
+    });
+    S::store(y + g, sums * h.tau);
   }
-  for (; i < m; ++i) {
-    V s0{};
-    for (int64_t j = from; j < ld; j += S::lanes) s0 += S::load(a + i * ld + j) * S::load(u + j);
-    y[i] = static_cast<T>(tau * (S::sum(s0) - v[i] * wu));
+  SF_UNROLL
+  for (int r = 0; r < b; ++r) SF_UNROLL
+  for (int c = 0; c < vectors; ++c) x[r][c] -= y[r] * h.v[c];
+}
+
+// x (b rows) <- (I - tau u u^T) x, the entries of u being in memory.
+template <typename T>
+static inline __attribute__((always_inline)) void apply_left(typename Simd<T>::Vector (*x)[Blocks<T>::vectors], const T* u,
+                                                             T tau) {
+  constexpr int b = Blocks<T>::block, vectors = Blocks<T>::vectors;
+  SF_UNROLL
+  for (int c = 0; c < vectors; ++c) {
+    typename Simd<T>::Vector z[4] = {};
+    SF_UNROLL
+    for (int r = 0; r < b; ++r) z[r % 4] += u[r] * x[r][c];
+    const typename Simd<T>::Vector sum = tau * ((z[0] + z[1]) + (z[2] + z[3]));
+    SF_UNROLL
+    for (int r = 0; r < b; ++r) x[r][c] -= u[r] * sum;
   }
 }
 
-// d: n diagonal entries, e: n - 1 superdiagonal entries. ws.a is destroyed.
 template <typename T>
-static void bidiagonalize(BidiagonalWorkspace<T> ws, int64_t m, int64_t n, double* d, double* e) {
-  const int64_t ld = ws.ld;
-  T* const a = ws.a;
-  for (int64_t i = 0; i < m; ++i) ws.v[i] = ws.y[i] = 0;
-  for (int64_t j = 0; j < ld; ++j) ws.w[j] = ws.u[j] = 0;
+static inline __attribute__((always_inline)) void load_window(const T* window,
+                                                              typename Simd<T>::Vector (*x)[Blocks<T>::vectors]) {
+  SF_UNROLL
+  for (int r = 0; r < Blocks<T>::block; ++r) SF_UNROLL
+  for (int c = 0; c < Blocks<T>::vectors; ++c)
+    x[r][c] = Simd<T>::load_unaligned(window + r * BandStorage<T>::stride + c * Simd<T>::lanes);
+}
 
-  for (int64_t k = 0; k < n; ++k) {
-    // Left reflector from column k, which still lacks the pending update.
-    for (int64_t i = k; i < m; ++i) ws.v_next[i] = a[i * ld + k] - ws.v[i] * ws.w[k] - ws.y[i] * ws.u[k];
-    const T* below = ws.v_next + k + 1;
-    const Reflector left = make_reflector(ws.v_next[k], compensated_dot(below, below, m - k - 1));
-    d[k] = left.beta;
-    if (k + 1 == n) break;
-    ws.v_next[k] = 1;
-    for (int64_t i = k + 1; i < m; ++i) ws.v_next[i] = static_cast<T>(ws.v_next[i] * left.inverse);
+template <typename T>
+static inline __attribute__((always_inline)) void store_window(T* window,
+                                                               const typename Simd<T>::Vector (*x)[Blocks<T>::vectors]) {
+  SF_UNROLL
+  for (int r = 0; r < Blocks<T>::block; ++r) SF_UNROLL
+  for (int c = 0; c < Blocks<T>::vectors; ++c)
+    Simd<T>::store_unaligned(window + r * BandStorage<T>::stride + c * Simd<T>::lanes, x[r][c]);
+}
 
-    // w and u are zero up to column k, so a start on a register boundary changes nothing left of k + 1.
-    ws.w[k] = ws.u[k] = 0;
-    const int64_t from = round_down(k + 1, Simd<T>::lanes);
-    update_and_multiply<2>(a, ld, k, m, from, RankOne<T>{ws.v, ws.w}, RankOne<T>{ws.y, ws.u}, ws.v_next, ws.sum, ws.part);
-    for (int64_t j = from; j <= k; ++j) ws.w[j] = 0;
-    for (int64_t j = k + 1; j < n; ++j) ws.w[j] = static_cast<T>(left.tau * ws.sum[j]);
+// D <- D (I - tau v v^T), and u from its first column. Returns the entry that replaces the column.
+template <typename T>
+static inline double chase_columns(T* d, const ChaseReflector<T>& right, ChaseReflector<T>& left) {
+  typedef Simd<T> S;
+  typename S::Vector x[Blocks<T>::block][Blocks<T>::vectors];
+  load_window(d, x);
+  apply_right(x, right);
+  store_window(d, x);
+  typename S::Vector column[Blocks<T>::vectors];
+  SF_UNROLL
+  for (int c = 0; c < Blocks<T>::vectors; ++c)
+    column[c] = S::first_column([&](int r) __attribute__((always_inline)) { return x[c * S::lanes + r][0]; });
+  return chase_reflector(column, left);
+}
 
-    // Right reflector from row k after the left one.
-    for (int64_t j = k + 1; j < n; ++j) ws.u[j] = a[k * ld + j] - ws.w[j];
-    const T* beyond = ws.u + k + 2;
-    const Reflector right = make_reflector(ws.u[k + 1], compensated_dot(beyond, beyond, n - k - 2));
-    e[k] = right.beta;
-    ws.u[k + 1] = 1;
-    for (int64_t j = k + 2; j < n; ++j) ws.u[j] = static_cast<T>(ws.u[j] * right.inverse);
-    const double wu = compensated_dot(ws.w + k + 1, ws.u + k + 1, n - k - 1);
-    multiply_rows(a, ld, k + 1, m, from, ws.u, ws.v_next, wu, right.tau, ws.y_next);
+// [D E] <- (I - tau u u^T) [D E], v from the first row of E, E <- E (I - tau v v^T).
+template <typename T>
+static inline void chase_rows(T* d, double beta, const ChaseReflector<T>& left, ChaseReflector<T>& right) {
+  typedef Simd<T> S;
+  constexpr int b = Blocks<T>::block, vectors = Blocks<T>::vectors;
+  typename S::Vector x[b][vectors];
+  alignas(64) T u[b];
+  SF_UNROLL
+  for (int c = 0; c < vectors; ++c) S::store(u + c * S::lanes, left.v[c]);
+  load_window(d + b, x);
+  apply_left(x, u, left.tau);
+  const double beta_right = chase_reflector(x[0], right);
+  apply_right(x, right);
+  SF_UNROLL
+  for (int c = 0; c < vectors; ++c) x[0][c] = typename S::Vector{};
+  x[0][0] = S::with_first(x[0][0], static_cast<T>(beta_right));
+  store_window(d + b, x);
 
-    T* swap = ws.v;
-    ws.v = ws.v_next;
-    ws.v_next = swap;
-    swap = ws.y;
-    ws.y = ws.y_next;
-    ws.y_next = swap;
+  load_window(d, x);
+  apply_left(x, u, left.tau);
+  SF_UNROLL
+  for (int r = 0; r < b; ++r) x[r][0] = S::with_first(x[r][0], r == 0 ? static_cast<T>(beta) : T(0));
+  store_window(d, x);
+}
+
+// Sweeps first .. first + group_sweeps of an n x n band. done[g]: how far group g has come, in ticks; a tick is one step of each
+// of its sweeps.
+template <typename T>
+static void chase_group(T* band, int64_t n, int64_t group, double* d, double* e, int64_t* done) {
+  typedef BandStorage<T> Band;
+  constexpr int b = Blocks<T>::block;
+  constexpr int64_t lag = 2 * (group_sweeps - 1);
+  const int64_t first = group * group_sweeps;
+  const int64_t steps = (n - 2 - first) / b + 1;  // of the longest sweep
+  ChaseReflector<T> right[group_sweeps], left[group_sweeps];
+
+  for (int64_t tick = 0; tick < steps + lag; ++tick) {
+    // The last sweep of the group before is through with step tick + 1.
+    if (group > 0)
+      while (__atomic_load_n(done + group - 1, __ATOMIC_ACQUIRE) < tick + 2 + lag) {
+      }
+    double beta[group_sweeps];
+    for (int s = 0; s < group_sweeps; ++s) {
+      const int64_t i = first + s, p = tick - 2 * s, row = i + 1 + p * b;
+      if (p < 0 || row >= n) continue;
+      if (p == 0) {
+        typename Simd<T>::Vector x[Blocks<T>::vectors];
+        for (int c = 0; c < Blocks<T>::vectors; ++c)
+          x[c] = Simd<T>::load_unaligned(Band::at(band, i, i + 1) + c * Simd<T>::lanes);
+        e[i] = chase_reflector(x, right[s]);
+      }
+      beta[s] = chase_columns(Band::at(band, row, row), right[s], left[s]);
+      if (p == 0) d[row] = beta[s];
+    }
+    for (int s = 0; s < group_sweeps; ++s) {
+      const int64_t p = tick - 2 * s, row = first + s + 1 + p * b;
+      if (p < 0 || row >= n) continue;
+      chase_rows(Band::at(band, row, row), beta[s], left[s], right[s]);
+    }
+    __atomic_store_n(done + group, tick + 1, __ATOMIC_RELEASE);
   }
+  // Later groups wait for ticks that a shorter group does not have.
+  __atomic_store_n(done + group, INT64_MAX, __ATOMIC_RELEASE);
+}
+
+// d: n diagonal entries, e: n - 1 superdiagonal entries, done: n / group_sweeps + 1. False if cancelled.
+template <typename T>
+static bool bidiagonalize_band(T* band, int64_t n, double* d, double* e, int64_t* done, const Team& team) {
+  d[0] = *BandStorage<T>::at(band, 0, 0);
+  const int64_t groups = (n - 1 + group_sweeps - 1) / group_sweeps;
+  for (int64_t g = 0; g < groups; ++g) done[g] = 0;
+  parallel_for(team, groups, [&](int64_t group) { chase_group(band, n, group, d, e, done); });
+  return !(cancelled(team));
 }

@@ -34,17 +34,20 @@ static inline double compensated_dot(const T* x, const T* y, int64_t n) {
   return result;
 }
 
-// Entries below 2^-450 of an entry near one are dropped: their squares are subnormal, and a norm of few digits would
-// make an H that is not orthogonal, which then is applied to large columns.
-static constexpr double negligible_squared = 0x1p-900;
+// Entries below 2^-450 of an entry near one are dropped in double: their squares are subnormal, and a norm of few digits would
+// make an H that is not orthogonal, which then is applied to large columns. In float32 it is the products with 1 / x that
+// must stay in range; 2^-60 of the largest entry is far below the last unit of the largest value.
+template <typename T>
+static constexpr double negligible_squared = sizeof(T) == sizeof(float) ? 0x1p-120 : 0x1p-900;
 
 struct Reflector {
   double beta, tau, inverse;  // v_i = x_i * inverse
 };
 
+template <typename T>
 static inline Reflector make_reflector(double x0, double rest_squared) {
-  if (rest_squared < negligible_squared) return {x0, 0, 0};
+  if (rest_squared < negligible_squared<T>) return {x0, 0, 0};
   const double norm = __builtin_sqrt(x0 * x0 + rest_squared);
-  const double beta = x0 < 0 ? norm : -norm;
+  const double beta = -__builtin_copysign(norm, x0);  // no branch: the sign is a coin toss
   return {beta, (beta - x0) / beta, 1 / (x0 - beta)};
 }

@@ -1,9 +1,8 @@
 // Reading a matrix: finiteness, scale, conversion.
 //
-// Scaling by a power of two is exact, so a matrix whose largest entry lies outside a comfortable range is brought to
-// largest entry in [1, 2) and its values are scaled back (LAPACK xGESDD does the same with its safe range). Inside
-// the range nothing is touched. Sums of squares are taken in double; the range keeps them, and the products of the updates,
-// away from overflow, and what underflows is below 2^-100 of the largest entry.
+// Scaling by a power of two is exact, so every matrix is brought to largest entry in [1, 2) and its values are scaled back
+// (LAPACK xGESDD does so outside its safe range). The products of the updates stay away from overflow, and what underflows is
+// below 2^-100 of the largest entry.
 //
 // The largest magnitude and "is anything not finite" are one question: the bit patterns of |x| order like |x|, with
 // infinity and NaN on top.
@@ -95,17 +94,8 @@ struct Scale {
   inline T operator()(T x) const { return x * first * second; }
 };
 
-static constexpr int comfortable_exponent = 30;
-
-template <typename T>
-static inline Scale<T> scale_for(double largest) {
-  int exponent = 0;
-  if (largest > 0) {
-    exponent = __builtin_ilogb(largest);
-    if (exponent >= -comfortable_exponent && exponent <= comfortable_exponent) exponent = 0;
-  }
-  return Scale<T>::of(-exponent);
-}
+// Of the power of two that brings `largest` to [1, 2).
+static inline int scale_exponent(double largest) { return largest > 0 ? -__builtin_ilogb(largest) : 0; }
 
 // Rows first .. first + count of `a` into `work` (row-major, ld), the columns from n to ld zeroed.
 template <typename T, typename Element>
@@ -133,4 +123,28 @@ static void load_rows(const TallView& a, int64_t first, int64_t count, const Sca
     for (int64_t i = i0; i < i1; ++i)
       for (int64_t j = a.n; j < ld; ++j) work[i * ld + j] = 0;
   }
+}
+
+// The same into strips, with zeros from column n to padded_n.
+template <typename T, typename Element>
+static void load_strips(const TallView& a, int64_t first, int64_t count, int64_t padded_n, const Scale<T>& scale,
+                        const Strips<T>& work, const Team& team) {
+  constexpr int64_t width = Blocks<T>::strip_columns, piece_rows = 64;
+  parallel_for(team, (count + piece_rows - 1) / piece_rows, [&](int64_t piece) {
+    const int64_t i = piece * piece_rows, rows = i + piece_rows < count ? piece_rows : count - i;
+    for (int64_t j = 0; j < padded_n; j += width) {
+      const int64_t cols = j >= a.n ? 0 : j + width < a.n ? width : a.n - j;
+      const typename Element::Bits* const corner = static_cast<const typename Element::Bits*>(a.data) + j * a.col_stride;
+      const TallView part{corner, a.m, cols, a.row_stride, a.col_stride};
+      load_rows<T, Element>(part, first + i, rows, scale, work.at(i, j), width);
+    }
+  });
+}
+
+// Rows `first` and on are zeroed.
+template <typename T>
+static void zero_rows(const Strips<T>& work, int64_t first, int64_t cols) {
+  constexpr int64_t width = Blocks<T>::strip_columns;
+  for (int64_t j = 0; j < cols; j += width)
+    for (T* p = work.at(first, j); p < work.at(first, j) + (work.rows - first) * width; ++p) *p = 0;
 }

@@ -1,60 +1,130 @@
-// Stage `reduce`: tall m x n -> n x n upper triangle R with the same singular values (Householder QR).
+// Stage `reduce`: tall m x n -> n x n upper triangle R with the same singular values (blocked Householder QR).
 //
-// Rows arrive in chunks that stay in the second-level cache, and each chunk is folded into the triangle of those before it:
+// Rows arrive in chunks that stay in the second-level cache, and each chunk is folded into the triangle of those before it, a
+// block of b columns at a time:
 //
-//   [R; C] -> [R'; 0],  one reflector a column, v = (1, c_k) with a single entry in R:
-//   z = R_k + c_k^T C,   R_k <- R_k - tau z,   C <- C - tau c_k z
+//   [R; C] -> [R'; 0],  V = [I; V_c]:   W = T^T R_k + U_c^T C,   R_k <- R_k - W,   C <- C - V_c W       (panel.inl)
 //
-// (the flat-tree TSQR of Demmel, Grigori, Hoemmen, Langou 2012; tile QR in PLASMA). The input is read once, and the working
-// set is the triangle and one chunk, however tall the matrix is. 2 m n^2 flops.
+// (the flat-tree TSQR of Demmel, Grigori, Hoemmen, Langou 2012; tile QR in PLASMA). The input is read once, and the working set
+// is the triangle and one chunk, however tall the matrix is. The update of C is fused with the product of the next block: one
+// read and one write of the chunk for each block. 2 m n^2 flops.
 //
-// R is rounded once for every chunk, so it loses about sqrt(m / rows of a chunk) / 4 units. It is kept in double, where that is
-// nothing for float32 input (an embedding has hundreds of chunks), and chunks are as large as the second-level cache allows.
-//
-// The update of a column is fused with the product of the next: one read and one write of the chunk a column.
+// R is rounded once for every chunk, so in float32 it would lose about sqrt(chunks) / 4 units. It is kept in double; its rows are
+// stored without what lies left of their block, so that it takes no more room than the square that it becomes.
 
-// Half the smallest second-level cache in use (256 KiB on Intel's client cores up to 2019), and no fewer than 64 rows, so that
-// the row of R that every column touches stays a small part of the work.
-static inline int64_t reduce_chunk_rows(int64_t m, int64_t row_bytes) {
-  int64_t rows = (128 << 10) / row_bytes;
-  rows = rows < 64 ? 64 : rows;
-  return rows < m ? rows : m;
-}
+static constexpr int64_t reduce_chunk_rows = 512;
 
 template <typename T>
 struct ReduceWorkspace {
-  double* r;      // n x ldr
-  T* chunk;       // chunk_rows x ld
-  T* w;           // ld: tau z of the pending update
-  T *sum, *part;  // ld: c_k^T C
-  T *v, *v_next;  // chunk_rows
-  int64_t chunk_rows, ldr, ld;
+  double* r;        // triangle_size(n)
+  Strips<T> c;      // chunk_rows x n
+  Strips<T> w;      // b x n: V_c W pending; the next W
+  T *v, *v_next;    // chunk_rows x b
+  T* u;             // chunk_rows x b
+  double *top, *t;  // b x b
+  int64_t chunk_rows;
 };
 
-// Folds `rows` rows of ws.chunk into ws.r.
+// Row i of R starts at its block's first column k and has padded_n - k entries.
 template <typename T>
-static void reduce_fold(const ReduceWorkspace<T>& ws, int64_t rows, int64_t n) {
-  T *v = ws.v, *v_next = ws.v_next;
-  for (int64_t i = 0; i < rows; ++i) v[i] = 0;
-  for (int64_t j = 0; j < ws.ld; ++j) ws.w[j] = 0;
+static inline double* triangle_row(double* r, int64_t padded_n, int64_t i) {
+  constexpr int b = Blocks<T>::block;
+  const int64_t p = i / b;  // blocks above have b rows of padded_n, padded_n - b, ...
+  return r + b * (p * padded_n - b * (p * (p - 1) / 2)) + (i - p * b) * (padded_n - p * b);
+}
 
-  for (int64_t k = 0; k < n; ++k) {
-    for (int64_t i = 0; i < rows; ++i) v_next[i] = ws.chunk[i * ws.ld + k] - v[i] * ws.w[k];
-    double* r = ws.r + k * ws.ldr;
-    const Reflector h = make_reflector(r[k], compensated_dot(v_next, v_next, rows));
-    for (int64_t i = 0; i < rows; ++i) v_next[i] = static_cast<T>(v_next[i] * h.inverse);
-    // Entries up to column k of w are zero, so a start on a register boundary leaves what lies before k+1 as it is.
-    ws.w[k] = 0;
-    const int64_t from = round_down(k + 1, Simd<T>::lanes);
-    update_and_multiply<1>(ws.chunk, ws.ld, 0, rows, from, RankOne<T>{v, ws.w}, RankOne<T>{}, v_next, ws.sum, ws.part);
-    r[k] = h.beta;
-    for (int64_t j = k + 1; j < n; ++j) {
-      const double z = h.tau * (r[j] + ws.sum[j]);
-      r[j] -= z;
-      ws.w[j] = static_cast<T>(z);
+template <typename T>
+static inline int64_t triangle_size(int64_t padded_n) {
+  constexpr int b = Blocks<T>::block;
+  const int64_t p = padded_n / b;
+  return b * (p * padded_n - b * (p * (p - 1) / 2));
+}
+
+// Columns k .. k + b of the chunk, with the pending update, into `panel`.
+template <typename T>
+static void gather_chunk_panel(const ReduceWorkspace<T>& ws, int64_t k, int64_t rows, bool pending, T* panel) {
+  constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  typedef Simd<T> S;
+  for (int c = 0; c < Blocks<T>::vectors; ++c) {
+    const int64_t j = k + c * S::lanes;
+    T* const a = ws.c.at(0, j);
+    if (pending)
+      update_strip<1, false>(1, a, rows, ws.v, ws.w.at(0, j), ws.v, ws.w.data, static_cast<const T*>(nullptr),
+                             static_cast<T*>(nullptr));
+    for (int64_t i = 0; i < rows; ++i) S::store(panel + i * b + c * S::lanes, S::load(a + i * ld));
+  }
+}
+
+// Columns begin .. begin + count registers of one strip: pending update, W, and the rows k .. k + b of R.
+template <typename T>
+static void fold_strip(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t k, int64_t rows, int64_t begin, int count,
+                       bool pending) {
+  constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  T* const w = ws.w.at(0, begin);
+  alignas(64) T sum[b * ld];
+  if (pending)
+    update_strip<1, true>(count, ws.c.at(0, begin), rows, ws.v, w, ws.v, w, ws.u, sum);
+  else
+    update_strip<0, true>(count, ws.c.at(0, begin), rows, ws.v, w, ws.v, w, ws.u, sum);
+
+  const int cols = count * Simd<T>::lanes;
+  double* r[b];
+  for (int p = 0; p < b; ++p) r[p] = triangle_row<T>(ws.r, padded_n, k + p) + (begin - k);
+  // From the last row up: W_p needs the rows of R above it as they were.
+  for (int p = b - 1; p >= 0; --p) {
+    alignas(64) double z[ld];
+    for (int j = 0; j < cols; ++j) z[j] = sum[p * ld + j];
+    for (int l = 0; l <= p; ++l) {
+      const double t = ws.t[l * b + p];
+      for (int j = 0; j < cols; ++j) z[j] += t * r[l][j];
     }
-    T* swap = v;
-    v = v_next;
-    v_next = swap;
+    for (int j = 0; j < cols; ++j) {
+      w[p * ld + j] = static_cast<T>(z[j]);
+      r[p][j] -= z[j];
+    }
+  }
+}
+
+// Folds the first `rows` rows of ws.c into ws.r. False if cancelled.
+template <typename T>
+static bool reduce_fold(ReduceWorkspace<T> ws, int64_t rows, int64_t padded_n, const Team& team) {
+  constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  for (int64_t k = 0; k < padded_n; k += b) {
+    const bool pending = k > 0;
+    gather_chunk_panel(ws, k, rows, pending, ws.v_next);
+    for (int r = 0; r < b; ++r)
+      for (int j = 0; j < b; ++j) ws.top[r * b + j] = j < r ? 0 : triangle_row<T>(ws.r, padded_n, k + r)[j];
+    factor_panel<false>(ws.v_next, rows, ws.top, ws.u, ws.t);
+    for (int r = 0; r < b; ++r)
+      for (int j = r; j < b; ++j) triangle_row<T>(ws.r, padded_n, k + r)[j] = ws.top[r * b + j];
+    const int64_t from = k + b;
+    if (from == padded_n) break;
+
+    const int64_t first_strip = from / ld, strips = (padded_n + ld - 1) / ld - first_strip;
+    parallel_for(team, strips, [&](int64_t s) {
+      const int64_t strip = first_strip + s;
+      const int64_t begin = strip * ld > from ? strip * ld : from,
+                    end = (strip + 1) * ld < padded_n ? (strip + 1) * ld : padded_n;
+      fold_strip(ws, padded_n, k, rows, begin, static_cast<int>((end - begin) / Simd<T>::lanes), pending);
+    });
+    if (cancelled(team)) return false;
+    T* const swap = ws.v;
+    ws.v = ws.v_next;
+    ws.v_next = swap;
+  }
+  return true;
+}
+
+// R as the square matrix that the next stage reads.
+template <typename T>
+static void load_triangle(const double* r, int64_t padded_n, const Strips<T>& a) {
+  constexpr int b = Blocks<T>::block;
+  for (int64_t i = 0; i < padded_n; ++i) {
+    const int64_t first = i / b * b;
+    const double* row = triangle_row<T>(const_cast<double*>(r), padded_n, i);
+    for (int64_t j = 0; j < padded_n; j += Simd<T>::lanes) {
+      T* const to = a.at(i, j);
+      for (int l = 0; l < Simd<T>::lanes; ++l) to[l] = j + l >= i ? static_cast<T>(row[j + l - first]) : T(0);
+    }
   }
 }

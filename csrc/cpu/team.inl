@@ -14,3 +14,5 @@ static inline void parallel_for(const Team& team, int64_t count, Piece piece) {
     team.run(team.pool, count, run_piece<Piece>, &piece);
   }
 }
+
+static inline bool cancelled(const Team& team) { return team.cancelled && team.cancelled(team.pool); }

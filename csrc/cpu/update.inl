@@ -1,53 +1,144 @@
-// The pass that both Householder stages are made of: apply the pending update of rank one or two, and form the
-// product with the next reflector while the rows are in registers.
+// The two products that the blocked stages are made of; every flop of `reduce` and `band` that counts is spent here.
 //
-//   A <- A - v w^T [- y u^T],   sum <- A^T v_next        one read and one write of A
+//   update_strip     A <- A - V W [- Y Z],  sum <- U^T A       one read and one write of A
+//   multiply_strips  Y <- Y + A U                              one read of A
 //
-// The product over rows is summed in blocks, and the blocks are summed: a single running sum would lose sqrt(rows) units.
+// V, Y, U have `block` columns and are stored row by row; W, Z, sum have `block` rows and are stored in strips as A is.
+//
+// update_strip keeps a tile of A (8 x 48 in float32 with AVX-512) in registers for 2 or 3 times `block` fused multiply-adds an
+// entry: it reads a row of W once for 8 rows and a coefficient of V once for 3 registers, 11 loads for 24 multiply-adds, and two
+// of each are possible a cycle. multiply_strips has one load for each multiply-add: a coefficient of A, broadcast.
+//
+// Sums over rows are taken in blocks, and the blocks are summed: one running sum would lose sqrt(rows) units.
 
-template <typename T>
-struct RankOne {
-  const T *col, *row;
-};
+static constexpr int64_t update_sum_rows = 64;
 
-static constexpr int64_t sum_block = 32;
-
-// Rows first .. last, columns from .. ld of a (row-major); `from` and ld are multiples of a register. part and sum: ld.
-template <int rank, typename T>
-static void update_and_multiply(T* a, int64_t ld, int64_t first, int64_t last, int64_t from, RankOne<T> one, RankOne<T> two,
-                                const T* v_next, T* sum, T* part) {
+// rank: how many pending products (0, 1: V W, 2: V W + Y Z). w, z, part: rows of strip_columns.
+template <int tile_rows, int vectors, int rank, bool multiply, typename T>
+static inline __attribute__((always_inline)) void update_tile(T* a, const T* v, const T* w, const T* y, const T* z, const T* u,
+                                                              T* part) {
   typedef Simd<T> S;
   typedef typename S::Vector V;
-  for (int64_t j = from; j < ld; j += S::lanes) S::store(sum + j, V{});
+  constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  V x[tile_rows][vectors];
+  SF_UNROLL
+  for (int r = 0; r < tile_rows; ++r) SF_UNROLL
+  for (int c = 0; c < vectors; ++c) x[r][c] = S::load(a + r * ld + c * S::lanes);
+  if constexpr (rank >= 1) {
+    for (int k = 0; k < b; ++k) {
+      V row[vectors];
+      SF_UNROLL
+      for (int c = 0; c < vectors; ++c) row[c] = S::load(w + k * ld + c * S::lanes);
+      SF_UNROLL
+      for (int r = 0; r < tile_rows; ++r) SF_UNROLL
+      for (int c = 0; c < vectors; ++c) x[r][c] -= v[r * b + k] * row[c];
+    }
+  }
+  if constexpr (rank >= 2) {
+    for (int k = 0; k < b; ++k) {
+      V row[vectors];
+      SF_UNROLL
+      for (int c = 0; c < vectors; ++c) row[c] = S::load(z + k * ld + c * S::lanes);
+      SF_UNROLL
+      for (int r = 0; r < tile_rows; ++r) SF_UNROLL
+      for (int c = 0; c < vectors; ++c) x[r][c] -= y[r * b + k] * row[c];
+    }
+  }
+  if constexpr (rank >= 1) {
+    SF_UNROLL
+    for (int r = 0; r < tile_rows; ++r) SF_UNROLL
+    for (int c = 0; c < vectors; ++c) S::store(a + r * ld + c * S::lanes, x[r][c]);
+  }
+  if constexpr (multiply) {
+    for (int p = 0; p < b; ++p) {
+      V sum[vectors];
+      SF_UNROLL
+      for (int c = 0; c < vectors; ++c) sum[c] = S::load(part + p * ld + c * S::lanes);
+      SF_UNROLL
+      for (int r = 0; r < tile_rows; ++r) SF_UNROLL
+      for (int c = 0; c < vectors; ++c) sum[c] += u[r * b + p] * x[r][c];
+      SF_UNROLL
+      for (int c = 0; c < vectors; ++c) S::store(part + p * ld + c * S::lanes, sum[c]);
+    }
+  }
+}
 
-  for (int64_t block = first; block < last; block += sum_block) {
-    const int64_t end = block + sum_block < last ? block + sum_block : last;
-    for (int64_t j = from; j < ld; j += S::lanes) S::store(part + j, V{});
-    int64_t i = block;
-    for (; i + 4 <= end; i += 4) {
-      T* const a0 = a + i * ld;
-      T *const a1 = a0 + ld, *const a2 = a1 + ld, *const a3 = a2 + ld;
-      const T *const v = one.col + i, *const y = two.col + i, *const next = v_next + i;
-      for (int64_t j = from; j < ld; j += S::lanes) {
-        const V w = S::load(one.row + j);
-        V x0 = S::load(a0 + j) - v[0] * w, x1 = S::load(a1 + j) - v[1] * w;
-        V x2 = S::load(a2 + j) - v[2] * w, x3 = S::load(a3 + j) - v[3] * w;
-        if constexpr (rank == 2) {
-          const V u = S::load(two.row + j);
-          x0 -= y[0] * u, x1 -= y[1] * u, x2 -= y[2] * u, x3 -= y[3] * u;
+template <int vectors, int rank, bool multiply, typename T>
+static void update_strip_of(T* a, int64_t rows, const T* v, const T* w, const T* y, const T* z, const T* u, T* sum) {
+  typedef Simd<T> S;
+  constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns, tile_rows = Blocks<T>::tile_rows;
+  alignas(64) T part[b * ld];
+  if (multiply)
+    for (int p = 0; p < b; ++p)
+      for (int c = 0; c < vectors; ++c) S::store(sum + p * ld + c * S::lanes, typename S::Vector{});
+  for (int64_t first = 0; first < rows; first += update_sum_rows) {
+    const int64_t last = first + update_sum_rows < rows ? first + update_sum_rows : rows;
+    if (multiply)
+      for (int i = 0; i < b * ld; i += S::lanes) S::store(part + i, typename S::Vector{});
+    int64_t i = first;
+    for (; i + tile_rows <= last; i += tile_rows)
+      update_tile<tile_rows, vectors, rank, multiply>(a + i * ld, v + i * b, w, y + i * b, z, u + i * b, part);
+    for (; i < last; ++i) update_tile<1, vectors, rank, multiply>(a + i * ld, v + i * b, w, y + i * b, z, u + i * b, part);
+    if (multiply)
+      for (int p = 0; p < b; ++p)
+        for (int c = 0; c < vectors; ++c) {
+          T* const s = sum + p * ld + c * S::lanes;
+          S::store(s, S::load(s) + S::load(part + p * ld + c * S::lanes));
         }
-        S::store(a0 + j, x0), S::store(a1 + j, x1), S::store(a2 + j, x2), S::store(a3 + j, x3);
-        S::store(part + j, S::load(part + j) + ((next[0] * x0 + next[1] * x1) + (next[2] * x2 + next[3] * x3)));
-      }
+  }
+}
+
+// `vectors` registers of columns of one strip; all pointers at the first of these columns or at the first row.
+template <int rank, bool multiply, typename T>
+static void update_strip(int vectors, T* a, int64_t rows, const T* v, const T* w, const T* y, const T* z, const T* u, T* sum) {
+  switch (vectors) {
+    case 1: return update_strip_of<1, rank, multiply>(a, rows, v, w, y, z, u, sum);
+    case 2: return update_strip_of<2, rank, multiply>(a, rows, v, w, y, z, u, sum);
+    default: return update_strip_of<3, rank, multiply>(a, rows, v, w, y, z, u, sum);
+  }
+}
+
+template <int tile_rows, typename T>
+static inline __attribute__((always_inline)) void multiply_tile(const T* a, int64_t cols, const T* u, T* y) {
+  typedef Simd<T> S;
+  constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns, vectors = Blocks<T>::vectors;
+  typename S::Vector sum[tile_rows][vectors] = {};
+  for (int64_t j = 0; j < cols; ++j) {
+    typename S::Vector row[vectors];
+    SF_UNROLL
+    for (int c = 0; c < vectors; ++c) row[c] = S::load(u + j * b + c * S::lanes);
+    SF_UNROLL
+    for (int r = 0; r < tile_rows; ++r) SF_UNROLL
+    for (int c = 0; c < vectors; ++c) sum[r][c] += a[r * ld + j] * row[c];
+  }
+  SF_UNROLL
+  for (int r = 0; r < tile_rows; ++r) SF_UNROLL
+  for (int c = 0; c < vectors; ++c) {
+    T* const to = y + r * b + c * S::lanes;
+    S::store(to, S::load(to) + sum[r][c]);
+  }
+}
+
+// y (rows x block) += rows first .. first + rows, columns from .. to of `a`, times u, whose first row belongs to column `from`.
+template <typename T>
+static void multiply_strips(const Strips<T>& a, int64_t first, int64_t rows, int64_t from, int64_t to, const T* u, T* y) {
+  constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  constexpr int registers = SF_VECTOR_BYTES == 64 ? 24 : 12;
+  constexpr int tile_rows = registers / Blocks<T>::vectors;
+  for (int64_t i = 0; i < rows;) {
+    const int64_t step = i + tile_rows <= rows ? tile_rows : i + 4 <= rows ? 4 : 1;
+    for (int64_t j = from; j < to;) {
+      const int64_t end = round_down(j, ld) + ld < to ? round_down(j, ld) + ld : to;
+      const T* const tile = a.at(first + i, j);
+      const T* const rows_of_u = u + (j - from) * b;
+      if (step == tile_rows)
+        multiply_tile<tile_rows>(tile, end - j, rows_of_u, y + i * b);
+      else if (step == 4)
+        multiply_tile<4>(tile, end - j, rows_of_u, y + i * b);
+      else
+        multiply_tile<1>(tile, end - j, rows_of_u, y + i * b);
+      j = end;
     }
-    for (; i < end; ++i) {
-      for (int64_t j = from; j < ld; j += S::lanes) {
-        V x = S::load(a + i * ld + j) - one.col[i] * S::load(one.row + j);
-        if constexpr (rank == 2) x -= two.col[i] * S::load(two.row + j);
-        S::store(a + i * ld + j, x);
-        S::store(part + j, S::load(part + j) + v_next[i] * x);
-      }
-    }
-    for (int64_t j = from; j < ld; j += S::lanes) S::store(sum + j, S::load(sum + j) + S::load(part + j));
+    i += step;
   }
 }

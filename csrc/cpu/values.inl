@@ -15,7 +15,7 @@
 // About 20 (float32) or 45 (float64) steps of n^2 divisions. A value below `floor_ratio` of the upper bound is returned as zero.
 
 static constexpr int interleave = 4;
-typedef Simd<double> SimdD;
+
 typedef SimdD::Vector VectorD;
 typedef int64_t VectorI __attribute__((vector_size(SF_VECTOR_BYTES)));
 static constexpr int64_t shifts = interleave * SimdD::lanes;  // counted together

@@ -1,0 +1,52 @@
+// Stage `reduce` of small matrices: tall m x n -> n x n upper triangle R, a column at a time (Householder QR).
+//
+// Chunks of rows are folded into the triangle as in reduce.inl:
+//
+//   [R; C] -> [R'; 0],  one reflector a column, v = (1, c_k) with a single entry in R:
+//   z = R_k + c_k^T C,   R_k <- R_k - tau z,   C <- C - tau c_k z
+//
+// 2 m n^2 flops. The update of a column is fused with the product of the next: one read and one write of the chunk a column.
+
+// Half the smallest second-level cache in use (256 KiB on Intel's client cores up to 2019), and no fewer than 64 rows, so that
+// the row of R that every column touches stays a small part of the work.
+static inline int64_t direct_chunk_rows(int64_t m, int64_t row_bytes) {
+  int64_t rows = (128 << 10) / row_bytes;
+  rows = rows < 64 ? 64 : rows;
+  return rows < m ? rows : m;
+}
+
+struct DirectReduceWorkspace {
+  double* r;           // n x ld
+  double* chunk;       // chunk_rows x ld
+  double* w;           // ld: tau z of the pending update
+  double *sum, *part;  // ld: c_k^T C
+  double *v, *v_next;  // chunk_rows
+  int64_t chunk_rows, ld;
+};
+
+// Folds `rows` rows of ws.chunk into ws.r.
+static void direct_fold(const DirectReduceWorkspace& ws, int64_t rows, int64_t n) {
+  double *v = ws.v, *v_next = ws.v_next;
+  for (int64_t i = 0; i < rows; ++i) v[i] = 0;
+  for (int64_t j = 0; j < ws.ld; ++j) ws.w[j] = 0;
+
+  for (int64_t k = 0; k < n; ++k) {
+    for (int64_t i = 0; i < rows; ++i) v_next[i] = ws.chunk[i * ws.ld + k] - v[i] * ws.w[k];
+    double* r = ws.r + k * ws.ld;
+    const Reflector h = make_reflector<double>(r[k], compensated_dot(v_next, v_next, rows));
+    for (int64_t i = 0; i < rows; ++i) v_next[i] = v_next[i] * h.inverse;
+    // Entries up to column k of w are zero, so a start on a register boundary leaves what lies before k+1 as it is.
+    ws.w[k] = 0;
+    const int64_t from = round_down(k + 1, SimdD::lanes);
+    update_and_multiply<1>(ws.chunk, ws.ld, 0, rows, from, RankOne{v, ws.w}, RankOne{}, v_next, ws.sum, ws.part);
+    r[k] = h.beta;
+    for (int64_t j = k + 1; j < n; ++j) {
+      const double z = h.tau * (r[j] + ws.sum[j]);
+      r[j] -= z;
+      ws.w[j] = z;
+    }
+    double* swap = v;
+    v = v_next;
+    v_next = swap;
+  }
+}
