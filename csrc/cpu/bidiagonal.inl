@@ -63,8 +63,10 @@ static inline __attribute__((always_inline)) void apply_right(typename Simd<T>::
     S::store(y + g, sums * h.tau);
   }
   SF_UNROLL
-  for (int r = 0; r < b; ++r) SF_UNROLL
-  for (int c = 0; c < vectors; ++c) x[r][c] -= y[r] * h.v[c];
+  for (int r = 0; r < b; ++r) {
+    SF_UNROLL
+    for (int c = 0; c < vectors; ++c) x[r][c] -= y[r] * h.v[c];
+  }
 }
 
 // x (b rows) <- (I - tau u u^T) x, the entries of u being in memory.
@@ -87,18 +89,22 @@ template <typename T>
 static inline __attribute__((always_inline)) void load_window(const T* window,
                                                               typename Simd<T>::Vector (*x)[Blocks<T>::vectors]) {
   SF_UNROLL
-  for (int r = 0; r < Blocks<T>::block; ++r) SF_UNROLL
-  for (int c = 0; c < Blocks<T>::vectors; ++c)
-    x[r][c] = Simd<T>::load_unaligned(window + r * BandStorage<T>::stride + c * Simd<T>::lanes);
+  for (int r = 0; r < Blocks<T>::block; ++r) {
+    SF_UNROLL
+    for (int c = 0; c < Blocks<T>::vectors; ++c)
+      x[r][c] = Simd<T>::load_unaligned(window + r * BandStorage<T>::stride + c * Simd<T>::lanes);
+  }
 }
 
 template <typename T>
 static inline __attribute__((always_inline)) void store_window(T* window,
                                                                const typename Simd<T>::Vector (*x)[Blocks<T>::vectors]) {
   SF_UNROLL
-  for (int r = 0; r < Blocks<T>::block; ++r) SF_UNROLL
-  for (int c = 0; c < Blocks<T>::vectors; ++c)
-    Simd<T>::store_unaligned(window + r * BandStorage<T>::stride + c * Simd<T>::lanes, x[r][c]);
+  for (int r = 0; r < Blocks<T>::block; ++r) {
+    SF_UNROLL
+    for (int c = 0; c < Blocks<T>::vectors; ++c)
+      Simd<T>::store_unaligned(window + r * BandStorage<T>::stride + c * Simd<T>::lanes, x[r][c]);
+  }
 }
 
 // D <- D (I - tau v v^T), and u from its first column. Returns the entry that replaces the column.

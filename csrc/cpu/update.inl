@@ -22,16 +22,20 @@ static inline __attribute__((always_inline)) void update_tile(T* a, const T* v, 
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
   V x[tile_rows][vectors];
   SF_UNROLL
-  for (int r = 0; r < tile_rows; ++r) SF_UNROLL
-  for (int c = 0; c < vectors; ++c) x[r][c] = S::load(a + r * ld + c * S::lanes);
+  for (int r = 0; r < tile_rows; ++r) {
+    SF_UNROLL
+    for (int c = 0; c < vectors; ++c) x[r][c] = S::load(a + r * ld + c * S::lanes);
+  }
   if constexpr (rank >= 1) {
     for (int k = 0; k < b; ++k) {
       V row[vectors];
       SF_UNROLL
       for (int c = 0; c < vectors; ++c) row[c] = S::load(w + k * ld + c * S::lanes);
       SF_UNROLL
-      for (int r = 0; r < tile_rows; ++r) SF_UNROLL
-      for (int c = 0; c < vectors; ++c) x[r][c] -= v[r * b + k] * row[c];
+      for (int r = 0; r < tile_rows; ++r) {
+        SF_UNROLL
+        for (int c = 0; c < vectors; ++c) x[r][c] -= v[r * b + k] * row[c];
+      }
     }
   }
   if constexpr (rank >= 2) {
@@ -40,14 +44,18 @@ static inline __attribute__((always_inline)) void update_tile(T* a, const T* v, 
       SF_UNROLL
       for (int c = 0; c < vectors; ++c) row[c] = S::load(z + k * ld + c * S::lanes);
       SF_UNROLL
-      for (int r = 0; r < tile_rows; ++r) SF_UNROLL
-      for (int c = 0; c < vectors; ++c) x[r][c] -= y[r * b + k] * row[c];
+      for (int r = 0; r < tile_rows; ++r) {
+        SF_UNROLL
+        for (int c = 0; c < vectors; ++c) x[r][c] -= y[r * b + k] * row[c];
+      }
     }
   }
   if constexpr (rank >= 1) {
     SF_UNROLL
-    for (int r = 0; r < tile_rows; ++r) SF_UNROLL
-    for (int c = 0; c < vectors; ++c) S::store(a + r * ld + c * S::lanes, x[r][c]);
+    for (int r = 0; r < tile_rows; ++r) {
+      SF_UNROLL
+      for (int c = 0; c < vectors; ++c) S::store(a + r * ld + c * S::lanes, x[r][c]);
+    }
   }
   if constexpr (multiply) {
     for (int p = 0; p < b; ++p) {
@@ -55,8 +63,10 @@ static inline __attribute__((always_inline)) void update_tile(T* a, const T* v, 
       SF_UNROLL
       for (int c = 0; c < vectors; ++c) sum[c] = S::load(part + p * ld + c * S::lanes);
       SF_UNROLL
-      for (int r = 0; r < tile_rows; ++r) SF_UNROLL
-      for (int c = 0; c < vectors; ++c) sum[c] += u[r * b + p] * x[r][c];
+      for (int r = 0; r < tile_rows; ++r) {
+        SF_UNROLL
+        for (int c = 0; c < vectors; ++c) sum[c] += u[r * b + p] * x[r][c];
+      }
       SF_UNROLL
       for (int c = 0; c < vectors; ++c) S::store(part + p * ld + c * S::lanes, sum[c]);
     }
@@ -108,14 +118,18 @@ static inline __attribute__((always_inline)) void multiply_tile(const T* a, int6
     SF_UNROLL
     for (int c = 0; c < vectors; ++c) row[c] = S::load(u + j * b + c * S::lanes);
     SF_UNROLL
-    for (int r = 0; r < tile_rows; ++r) SF_UNROLL
-    for (int c = 0; c < vectors; ++c) sum[r][c] += a[r * ld + j] * row[c];
+    for (int r = 0; r < tile_rows; ++r) {
+      SF_UNROLL
+      for (int c = 0; c < vectors; ++c) sum[r][c] += a[r * ld + j] * row[c];
+    }
   }
   SF_UNROLL
-  for (int r = 0; r < tile_rows; ++r) SF_UNROLL
-  for (int c = 0; c < vectors; ++c) {
-    T* const to = y + r * b + c * S::lanes;
-    S::store(to, S::load(to) + sum[r][c]);
+  for (int r = 0; r < tile_rows; ++r) {
+    SF_UNROLL
+    for (int c = 0; c < vectors; ++c) {
+      T* const to = y + r * b + c * S::lanes;
+      S::store(to, S::load(to) + sum[r][c]);
+    }
   }
 }
 
