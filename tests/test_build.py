@@ -56,6 +56,26 @@ def test_units_share_no_function(isa: str, tmp_path: Path) -> None:
     assert f"kernels_{isa}" in defined[0]
 
 
+def _run_threads_probe(tmp_path: Path, *flags: str) -> None:
+    if not shutil.which("c++"):
+        pytest.skip("no compiler on this machine")
+    probe, units = tmp_path / "probe", [ROOT / "tests/threads_probe.cpp", ROOT / "csrc/cpu/threads.cpp"]
+    subprocess.run(
+        ["c++", "-std=c++17", "-O1", "-g", "-pthread", *flags, f"-I{ROOT}", *units, "-o", probe], check=True
+    )
+    done = subprocess.run([probe], check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_pool_of_threads(tmp_path: Path) -> None:
+    _run_threads_probe(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_pool_of_threads_has_no_races(tmp_path: Path) -> None:
+    _run_threads_probe(tmp_path, "-fsanitize=thread")
+
+
 def _build(tmp_path: Path, **extra: str) -> Path:
     """The extension alone, built from a copy of the sources."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
