@@ -153,7 +153,7 @@ def test_in_dataloader_workers() -> None:
 
 
 def _signal_during(call: Callable[[], object], number: signal.Signals, after: float = 0.3) -> float:
-    """Runs the call and sends the process a signal meanwhile. Returns the time from there to the call's end."""
+    """Runs the call, sends the process a signal meanwhile, returns the time from then to the end."""
     sent = []
 
     def send() -> None:
