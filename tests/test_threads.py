@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -147,6 +150,72 @@ def test_in_dataloader_workers() -> None:
     expected = sf.svdvals(batch())
     rows = list(DataLoader(_Spectra(), batch_size=None, num_workers=2, timeout=60))
     assert torch.equal(torch.stack(rows), expected[:6])
+
+
+def _signal_during(call: Callable[[], object], number: signal.Signals, after: float = 0.3) -> float:
+    """Runs the call, sends the process a signal meanwhile, returns the time from then to the end."""
+    sent = []
+
+    def send() -> None:
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), number)
+
+    timer = threading.Timer(after, send)
+    timer.start()
+    try:
+        call()
+        if not sent:
+            pytest.fail("the call ended before the signal")
+    finally:
+        ended = time.perf_counter()
+        timer.join()
+    return ended - sent[0]
+
+
+LONG_CALLS = {
+    "batch": lambda: torch.randn(300, 300).expand(5000, 300, 300),
+    "one": lambda: torch.randn(3000, 3000),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "batch",
+        pytest.param("one", marks=pytest.mark.xfail(reason="no stage of the kernels polls yet", strict=True)),
+    ],
+)
+def test_ctrl_c_ends_a_long_call(kind: str, threads: int) -> None:
+    A = LONG_CALLS[kind]()
+    torch.set_num_threads(threads)
+    raised = []
+
+    def call() -> None:
+        try:
+            sf.svdvals(A)
+        except KeyboardInterrupt as error:
+            raised.append(error)
+
+    assert _signal_during(call, signal.SIGINT) < 1
+    assert len(raised) == 1
+    small = batch()
+    assert torch.equal(sf.svdvals(small), torch.stack([sf.svdvals(a) for a in small]))
+
+
+def test_a_signal_that_raises_nothing_changes_nothing() -> None:
+    """Its handler runs during the call, and the call goes on."""
+    A = batch()[:1, :, :].expand(20000, 70, 40)
+    handled: list[float] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: handled.append(time.perf_counter()))
+    results = []
+    try:
+        waited = _signal_during(lambda: results.append(sf.svdvals(A)), signal.SIGUSR1, after=0.1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert len(handled) == 1
+    assert time.perf_counter() - handled[0] > waited / 2
+    assert torch.equal(results[0], sf.svdvals(A[0]).expand(20000, -1))
 
 
 PROBE = """

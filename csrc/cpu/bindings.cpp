@@ -1,6 +1,8 @@
 // pybind11 module spectral_fast._cpu: addresses, shapes and strides in; the GIL is released while the kernels run.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <stdexcept>
@@ -14,6 +16,13 @@ using namespace spectral_fast;
 
 namespace {
 
+// Ctrl-C in a long call. Python runs its signal handlers in the main thread only: the others need not wait for the GIL.
+bool interrupted() {
+  if (syscall(SYS_gettid) != getpid()) return false;
+  const py::gil_scoped_acquire locked;
+  return PyErr_CheckSignals() != 0;
+}
+
 bool svdvals_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
                      std::uintptr_t values, std::uintptr_t info, int threads) {
   if (element < 0 || element > static_cast<int>(ElementType::bfloat16)) throw std::invalid_argument("unknown element type");
@@ -22,9 +31,15 @@ bool svdvals_binding(std::uintptr_t data, int element, std::vector<int64_t> shap
   const BatchView batch{reinterpret_cast<const void*>(data), static_cast<ElementType>(element), std::move(shape),
                         std::move(strides)};
   int32_t* const info_out = reinterpret_cast<int32_t*>(info);
-  py::gil_scoped_release unlocked;
-  if (batch.element == ElementType::float64) return svdvals(batch, reinterpret_cast<double*>(values), info_out, threads);
-  return svdvals(batch, reinterpret_cast<float*>(values), info_out, threads);
+  Outcome outcome;
+  {
+    py::gil_scoped_release unlocked;
+    outcome = batch.element == ElementType::float64
+                  ? svdvals(batch, reinterpret_cast<double*>(values), info_out, threads, interrupted)
+                  : svdvals(batch, reinterpret_cast<float*>(values), info_out, threads, interrupted);
+  }
+  if (outcome == Outcome::cancelled) throw py::error_already_set();
+  return outcome == Outcome::all_ok;
 }
 
 }  // namespace

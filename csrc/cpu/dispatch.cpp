@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -111,28 +112,42 @@ void use_isa(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not available: this build on this CPU runs " + choices);
 }
 
+// From this size on, several threads inside one matrix pay. (Provisional: measured in svdvals.)
+constexpr int64_t shared_size = 256;
+
 template <typename Scalar>
-bool svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads) {
+Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)()) {
   const std::size_t batch_dims = batch.shape.size() - 2;
   const int64_t rows = batch.shape[batch_dims], cols = batch.shape[batch_dims + 1];
   const int64_t k = std::min(rows, cols);
   int64_t count = 1;
   for (std::size_t d = 0; d < batch_dims; ++d) count *= batch.shape[d];
-  if (count == 0) return true;
+  if (count == 0) return Outcome::all_ok;
   if (k == 0) {
     std::fill(info, info + count, info_ok);
-    return true;
+    return Outcome::all_ok;
   }
 
   const Kernels<Scalar>& kernel = kernels<Scalar>();
-  const std::size_t bytes = kernel.workspace_bytes(rows, cols, 1);
-  const int workers = static_cast<int>(std::min<int64_t>(std::max(threads, 1), count));
+  const bool shared = k >= shared_size;
+  Crew crew(static_cast<int>(shared ? threads : std::min<int64_t>(threads, count)), interrupted);
+  // Full rounds of one matrix a thread; where the last round would leave half of the threads or more idle, its matrices have
+  // all of them, one after the other.
+  const int64_t last_round = count % crew.threads();
+  const int64_t together = shared && 2 * last_round <= crew.threads() ? last_round : 0;
+  const int64_t apart = count - together;
+
+  // Worker w's workspace. The first serves what the threads do together, too.
+  const std::size_t bytes_apart = apart ? kernel.workspace_bytes(rows, cols, 1) : 0;
+  const std::size_t bytes_together = together ? kernel.workspace_bytes(rows, cols, crew.threads()) : 0;
   std::vector<std::unique_ptr<char, Free>> workspaces;
-  for (int w = 0; w < workers; ++w) workspaces.push_back(allocate(bytes));
+  workspaces.push_back(allocate(std::max(bytes_apart, bytes_together)));
+  while (static_cast<int64_t>(workspaces.size()) < std::min<int64_t>(apart, crew.threads()))
+    workspaces.push_back(allocate(bytes_apart));
 
   const char* data = static_cast<const char*>(batch.data);
   const std::size_t size = element_bytes(batch.element);
-  parallel_for(count, workers, [&](int64_t index, int worker) {
+  const auto compute = [&](int64_t index, int worker, const Team& team) {
     int64_t offset = 0, rest = index;
     for (std::size_t d = batch_dims; d-- > 0;) {
       offset += rest % batch.shape[d] * batch.strides[d];
@@ -144,12 +159,24 @@ bool svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads)
                             cols,
                             batch.strides[batch_dims],
                             batch.strides[batch_dims + 1]};
-    kernel.svdvals(matrix, values + index * k, info + index, workspaces[worker].get(), Team{1, nullptr, nullptr, nullptr});
+#ifdef SF_POISON  // tests/test_build.py: NaN wherever a kernel has not written
+    std::memset(workspaces[worker].get(), 0xff, team.threads == 1 ? bytes_apart : bytes_together);
+    std::memset(values + index * k, 0xff, static_cast<std::size_t>(k) * sizeof(Scalar));
+#endif
+    kernel.svdvals(matrix, values + index * k, info + index, workspaces[worker].get(), team);
+  };
+  crew.run(apart, [&](int64_t index, int worker) {
+    const Team team = crew.alone(worker);
+    if (!team.cancelled(team.pool)) compute(index, worker, team);
   });
-  return std::all_of(info, info + count, [](int32_t status) { return status == info_ok; });
+  for (int64_t index = apart; index < count && !crew.poll(); ++index) compute(index, 0, crew.together());
+
+  if (crew.cancelled()) return Outcome::cancelled;
+  return std::all_of(info, info + count, [](int32_t status) { return status == info_ok; }) ? Outcome::all_ok
+                                                                                           : Outcome::some_failed;
 }
 
-template bool svdvals<float>(const BatchView&, float*, int32_t*, int);
-template bool svdvals<double>(const BatchView&, double*, int32_t*, int);
+template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)());
+template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)());
 
 }  // namespace spectral_fast

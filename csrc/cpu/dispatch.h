@@ -1,4 +1,4 @@
-// Which instruction set runs, and how a batch is split over threads.
+// Which instruction set runs, and how a call is split over threads.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,12 @@ std::string current_isa();
 // Throws std::invalid_argument for a name that is not in runnable_isas().
 void use_isa(const std::string& name);
 
-// Scalar is float (float32, float16, bfloat16 input) or double. Returns whether every info is info_ok. Throws std::bad_alloc.
+enum class Outcome { all_ok, some_failed, cancelled };
+
+// Scalar is float (float32, float16, bfloat16 input) or double. Throws std::bad_alloc.
+// interrupted, where not null, is asked about every 50 ms on the calling thread; once it answers true the call returns early with
+// Outcome::cancelled, and values and info hold nothing. Otherwise the outcome says whether every info is info_ok.
 template <typename Scalar>
-bool svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads);
+Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)());
 
 }  // namespace spectral_fast

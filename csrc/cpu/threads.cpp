@@ -1,86 +1,178 @@
 #include "threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 
-#include <atomic>
-#include <cfenv>
+#include <algorithm>
 #include <condition_variable>
-#include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 namespace spectral_fast {
 namespace {
 
-// Rounding and the treatment of subnormals belong to a thread. A caller that flushes subnormals to zero would get other bits
-// from its own matrices than from those of the pool.
-class DefaultFloatingPoint {
- public:
-  DefaultFloatingPoint() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
+typedef std::chrono::steady_clock Clock;
+
+// A kernel calls run() hundreds of times with some 10 us of its own work between. A thread that sleeps takes 50 us to wake, one
+// that spins 0.2 us; so threads spin across such gaps. They then offer their core to others, for as long as a piece may take,
+// and then sleep.
+constexpr std::chrono::microseconds spin_time{50};
+constexpr std::chrono::microseconds yield_time{250};
+constexpr std::chrono::milliseconds poll_interval{50};
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("isb");
+#endif
+}
+
+int available_cpus() {
+  cpu_set_t cpus;
+  return sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// Waits for ready() without sleeping; false when it took too long. Where threads outnumber the cores, a thread that spins keeps
+// the one it waits for from running: it yields at once.
+template <typename Ready>
+bool wait_awake(bool crowded, const Ready& ready) {
+  const Clock::time_point start = Clock::now();
+  for (;;) {
+    for (int i = 0; i < 16; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+    const Clock::duration waited = Clock::now() - start;
+    if (waited > spin_time + yield_time) return false;
+    if (crowded || waited > spin_time) sched_yield();
   }
-  ~DefaultFloatingPoint() { std::fesetenv(&before_); }
+}
 
- private:
-  std::fenv_t before_;
-};
+}  // namespace
 
+// A job is open while pieces of it are left to claim. Its end waits for pieces, not for threads: a thread that is late, or
+// asleep, or that the system has not let run, holds nobody up.
 class Pool {
  public:
+  typedef void (*Piece)(void* context, int64_t index, int worker);
+
   // Taken for the length of a call.
   std::mutex in_use;
 
-  void run(int64_t count, int workers, const std::function<void(int64_t, int)>& task) {
-    {
-      std::unique_lock<std::mutex> lock(mutex_);
-      try {
-        for (; threads_ < workers - 1; ++threads_) std::thread([this, worker = threads_ + 1] { serve(worker); }).detach();
-      } catch (const std::system_error&) {
-        // The system has no more threads to give: the ones there are do the work.
-        workers = threads_ + 1;
+  // Starts threads where there are fewer than workers - 1, with the caller's floating-point environment. Returns how many workers
+  // there are.
+  int begin(int workers) {
+    workers = std::min(workers, most_workers);
+    try {
+      while (static_cast<int>(sleepers_.size()) < workers - 1) {
+        auto sleeper = std::make_unique<Sleeper>();
+        std::thread([this, self = sleeper.get(), worker = static_cast<int>(sleepers_.size()) + 1] {
+          serve(*self, worker);
+        }).detach();
+        sleepers_.push_back(std::move(sleeper));
       }
-      task_ = &task;
-      count_ = count;
-      next_.store(0);
-      workers_ = workers;
-      busy_ = workers - 1;
-      ++generation_;
+    } catch (const std::system_error&) {
+      // The system has no more threads to give: the ones there are do the work.
+      workers = static_cast<int>(sleepers_.size()) + 1;
     }
-    start_.notify_all();
-    work(task, 0);
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    crowded_.store(workers > available_cpus(), std::memory_order_relaxed);
+    return workers;
+  }
+
+  template <typename Poll>
+  void run(int64_t count, int workers, Piece piece, void* context, const Poll& poll) {
+    piece_ = piece;
+    context_ = context;
+    count_ = count;
+    unfinished_.store(count, std::memory_order_relaxed);
+    open_.store(static_cast<uint64_t>(workers) << worker_shift | static_cast<uint64_t>(count));
+    const int helpers = static_cast<int>(std::min<int64_t>(workers, count)) - 1;
+    for (int i = 0; i < helpers; ++i) sleepers_[i]->wake();
+
+    work(0);
+    const auto finished = [this] { return unfinished_.load() == 0; };
+    while (!wait_awake(crowded_.load(std::memory_order_relaxed), finished) && !caller_.sleep_for(poll_interval, finished)) poll();
   }
 
  private:
-  void work(const std::function<void(int64_t, int)>& task, int worker) {
-    const DefaultFloatingPoint environment;
-    for (int64_t index; (index = next_.fetch_add(1)) < count_;) task(index, worker);
+  // Where one thread sleeps. Whoever makes ready() true calls wake() afterwards. Both sides write first and then read what the
+  // other wrote, in the one order of sequentially consistent operations, so one of them sees the other.
+  class Sleeper {
+   public:
+    template <typename Ready>
+    bool sleep_for(std::chrono::milliseconds time, const Ready& ready) {
+      return sleep([&](std::unique_lock<std::mutex>& lock) { return wake_.wait_for(lock, time, ready); });
+    }
+
+    template <typename Ready>
+    void sleep_until(const Ready& ready) {
+      sleep([&](std::unique_lock<std::mutex>& lock) { return wake_.wait(lock, ready), true; });
+    }
+
+    void wake() {
+      if (!asleep_.load()) return;
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_one();
+    }
+
+   private:
+    template <typename Wait>
+    bool sleep(const Wait& wait) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      asleep_.store(true);
+      const bool ready = wait(lock);
+      asleep_.store(false);
+      return ready;
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::atomic<bool> asleep_{false};
+  };
+
+  static constexpr int worker_shift = 48;
+  static constexpr int most_workers = 0xffff;
+  static constexpr uint64_t left_mask = (uint64_t{1} << worker_shift) - 1;
+
+  static bool claimable(uint64_t open, int worker) {
+    return (open & left_mask) != 0 && static_cast<uint64_t>(worker) < open >> worker_shift;
   }
 
-  void serve(int worker) {
-    uint64_t seen = 0;
-    std::unique_lock<std::mutex> lock(mutex_);
+  void serve(Sleeper& self, int worker) {
+    const auto ready = [this, worker] { return claimable(open_.load(), worker); };
     for (;;) {
-      start_.wait(lock, [&] { return generation_ != seen && worker < workers_; });
-      seen = generation_;
-      const std::function<void(int64_t, int)>& task = *task_;
-      lock.unlock();
-      work(task, worker);
-      lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      if (!wait_awake(crowded_.load(std::memory_order_relaxed), ready)) self.sleep_until(ready);
+      work(worker);
     }
   }
 
-  std::mutex mutex_;
-  std::condition_variable start_, done_;
-  const std::function<void(int64_t, int)>* task_ = nullptr;
-  std::atomic<int64_t> next_{0};
+  void work(int worker) {
+    int64_t done = 0;
+    uint64_t open = open_.load(std::memory_order_acquire);
+    while (claimable(open, worker)) {
+      // All that decides about a claim is in this one word, so one that succeeds belongs to the job that is open now, however
+      // long ago the word was read. The job stays as it is until the piece is done.
+      if (!open_.compare_exchange_weak(open, open - 1, std::memory_order_acquire)) continue;
+      piece_(context_, count_ - static_cast<int64_t>(open & left_mask), worker);
+      ++done;
+      open = open_.load(std::memory_order_acquire);
+    }
+    if (done && unfinished_.fetch_sub(done) == done && worker != 0) caller_.wake();
+  }
+
+  alignas(64) std::atomic<uint64_t> open_{0};  // workers << worker_shift | pieces left to claim
+  alignas(64) std::atomic<int64_t> unfinished_{0};
+  alignas(64) Piece piece_ = nullptr;
+  void* context_ = nullptr;
   int64_t count_ = 0;
-  int workers_ = 0, busy_ = 0, threads_ = 0;
-  uint64_t generation_ = 0;
+  std::atomic<bool> crowded_{false};
+  Sleeper caller_;
+  std::vector<std::unique_ptr<Sleeper>> sleepers_;  // of worker 1, 2, ...
 };
+
+namespace {
 
 // Never destroyed: its threads sleep on it until the process ends.
 std::atomic<Pool*> pool{nullptr};
@@ -99,14 +191,46 @@ Pool& the_pool() {
 
 }  // namespace
 
-void parallel_for(int64_t count, int workers, const std::function<void(int64_t, int)>& task) {
-  if (workers > 1) {
-    Pool& shared = the_pool();
-    std::unique_lock<std::mutex> mine(shared.in_use, std::try_to_lock);
-    if (mine.owns_lock()) return shared.run(count, workers, task);
+Crew::Crew(int threads, bool (*interrupted)()) : interrupted_(interrupted), next_poll_(Clock::now() + poll_interval) {
+  if (threads < 2) return;
+  Pool& shared = the_pool();
+  pool_taken_ = std::unique_lock<std::mutex>(shared.in_use, std::try_to_lock);
+  if (!pool_taken_) return;
+  pool_ = &shared;
+  threads_ = pool_->begin(threads);
+}
+
+Crew::~Crew() = default;
+
+bool Crew::poll() {
+  if (cancelled()) return true;
+  if (!interrupted_ || Clock::now() < next_poll_) return false;
+  if (interrupted_()) cancelled_.store(true, std::memory_order_relaxed);
+  next_poll_ = Clock::now() + poll_interval;
+  return cancelled();
+}
+
+void Crew::run(int64_t count, void (*piece)(void* context, int64_t index, int worker), void* context) {
+  if (threads_ == 1 || count < 2) {
+    for (int64_t index = 0; index < count; ++index) piece(context, index, 0);
+  } else {
+    pool_->run(count, threads_, piece, context, [this] { poll(); });
   }
-  const DefaultFloatingPoint environment;
-  for (int64_t index = 0; index < count; ++index) task(index, 0);
+}
+
+Team Crew::together() {
+  return Team{threads_, this,
+              [](void* crew, int64_t count, void (*piece)(void* context, int64_t index), void* context) {
+                static_cast<Crew*>(crew)->run(count, [=](int64_t index, int) { piece(context, index); });
+              },
+              [](void* crew) { return static_cast<Crew*>(crew)->poll(); }};
+}
+
+Team Crew::alone(int worker) {
+  Team team = together();
+  team.threads = 1;
+  if (worker != 0) team.cancelled = [](void* crew) { return static_cast<const Crew*>(crew)->cancelled(); };
+  return team;
 }
 
 }  // namespace spectral_fast

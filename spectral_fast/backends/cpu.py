@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch
@@ -12,6 +13,8 @@ from spectral_fast.backends import reference
 from spectral_fast.heuristics import choose
 
 _ELEMENT_TYPES = {getattr(torch, name): code for name, code in _cpu.element_types.items()}
+_VALUES_DTYPES = {dtype: _ops.values_dtype(dtype) for dtype in _ELEMENT_TYPES}
+_choose = functools.lru_cache(maxsize=1024)(choose)
 assert _cpu.info_nonfinite == _ops.INFO_NONFINITE
 
 if _forced := os.environ.get("SPECTRAL_FAST_ISA"):
@@ -21,7 +24,8 @@ if _forced := os.environ.get("SPECTRAL_FAST_ISA"):
 @reference.implements("svdvals_ex", "CPU")
 def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
     """The operator on the CPU: one matrix a thread, torch.get_num_threads() threads."""
-    plan = choose(A.shape, A.dtype, "cpu", driver)
+    shape, dtype = A.shape, A.dtype
+    plan = _choose(shape, dtype, "cpu", driver)
     reference.log_plan(A, plan)
     if plan.backend != "cpu":
         values, info = reference.svdvals(A, plan.driver)
@@ -29,18 +33,21 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
             reference.raise_if_nonfinite(info)
         return values, info
 
-    *batch, m, n = A.shape
-    values = torch.empty((*batch, min(m, n)), dtype=_ops.values_dtype(A.dtype), device="cpu")
+    batch = shape[:-2]
+    values = torch.empty((*batch, min(shape[-2:])), dtype=_VALUES_DTYPES[dtype], device="cpu")
     info = torch.empty(batch, dtype=torch.int32, device="cpu")
     all_finite = _cpu.svdvals(
-        data=A.data_ptr(),
-        element=_ELEMENT_TYPES[A.dtype],
-        shape=A.shape,
-        strides=A.stride(),
-        values=values.data_ptr(),
-        info=info.data_ptr(),
-        threads=torch.get_num_threads(),
+        A.data_ptr(),
+        _ELEMENT_TYPES[dtype],
+        shape,
+        A.stride(),
+        values.data_ptr(),
+        info.data_ptr(),
+        torch.get_num_threads(),
     )
     if check_errors and not all_finite:
         reference.raise_if_nonfinite(info)
     return values, info
+
+
+_ops.cpu_kernels[_ops.svdvals_ex] = svdvals_ex
