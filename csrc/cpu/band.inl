@@ -115,12 +115,12 @@ static void factor_square_panel(const BandWorkspace<T>& ws, T* panel, int64_t ro
   for (int i = 0; i < b * b; ++i) ws.top[i] = panel[i];
   factor_panel<true>(panel + b * b, rows - b, ws.top, u + b * b, ws.t);
   for (int r = 0; r < b; ++r) {
-    for (int j = 0; j < b; ++j) {
-      panel[r * b + j] = r == j ? T(1) : r > j ? static_cast<T>(ws.top[r * b + j]) : T(0);
-      double sum = 0;
-      for (int l = 0; l <= r && l <= j; ++l) sum += (l == r ? 1.0 : ws.top[r * b + l]) * ws.t[l * b + j];
-      u[r * b + j] = static_cast<T>(sum);
-    }
+    for (int j = 0; j < b; ++j) panel[r * b + j] = r == j ? T(1) : r > j ? static_cast<T>(ws.top[r * b + j]) : T(0);
+    double row[b];
+    for (int j = 0; j < b; ++j) row[j] = ws.t[r * b + j];
+    for (int l = 0; l < r; ++l)
+      for (int j = 0; j < b; ++j) row[j] += ws.top[r * b + l] * ws.t[l * b + j];
+    for (int j = 0; j < b; ++j) u[r * b + j] = static_cast<T>(row[j]);
   }
 }
 

@@ -160,9 +160,7 @@ static void chase_group(T* band, int64_t n, int64_t group, double* d, double* e,
 
   for (int64_t tick = 0; tick < steps + lag; ++tick) {
     // The last sweep of the group before is through with step tick + 1.
-    if (group > 0)
-      while (__atomic_load_n(done + group - 1, __ATOMIC_ACQUIRE) < tick + 2 + lag) {
-      }
+    if (group > 0) wait_until(done + group - 1, tick + 2 + lag);
     double beta[group_sweeps];
     for (int s = 0; s < group_sweeps; ++s) {
       const int64_t i = first + s, p = tick - 2 * s, row = i + 1 + p * b;
@@ -190,9 +188,15 @@ static void chase_group(T* band, int64_t n, int64_t group, double* d, double* e,
 // d: n diagonal entries, e: n - 1 superdiagonal entries, done: n / group_sweeps + 1. False if cancelled.
 template <typename T>
 static bool bidiagonalize_band(T* band, int64_t n, double* d, double* e, int64_t* done, const Team& team) {
-  d[0] = *BandStorage<T>::at(band, 0, 0);
+  constexpr int64_t flops_between_polls = 1 << 30;
   const int64_t groups = (n - 1 + group_sweeps - 1) / group_sweeps;
+  const int64_t together = 1 + flops_between_polls / (8 * n * Blocks<T>::block * group_sweeps);
+  d[0] = *BandStorage<T>::at(band, 0, 0);
   for (int64_t g = 0; g < groups; ++g) done[g] = 0;
-  parallel_for(team, groups, [&](int64_t group) { chase_group(band, n, group, d, e, done); });
-  return !(cancelled(team));
+  for (int64_t first = 0; first < groups; first += together) {
+    const int64_t count = first + together < groups ? together : groups - first;
+    parallel_for(team, count, [&](int64_t g) { chase_group(band, n, first + g, d, e, done); });
+    if (cancelled(team)) return false;
+  }
+  return true;
 }

@@ -3,8 +3,10 @@
 //   SF_VECTOR_BYTES  the width of its registers
 // and is compiled with that instruction set's flags (setup.py).
 //
-// Everything below has internal linkage and nothing of the standard library is used: an inline function compiled here with
+// Everything below has internal linkage and nothing of the C++ standard library is used: an inline function compiled here with
 // AVX-512 could otherwise be the copy the linker keeps for the whole module, and crash an older CPU.
+#include <sched.h>
+
 #include "../kernels.h"
 
 namespace spectral_fast {

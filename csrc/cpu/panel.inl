@@ -84,16 +84,51 @@ static double panel_pass(T* p, int64_t rows, int j, const T* w, double* z) {
   return (norm[0].value() + norm[1].value()) + (norm[2].value() + norm[3].value());
 }
 
+// V <- raw entries scaled, U <- V T.
+template <typename T>
+static void scale_panel(T* p, int64_t rows, const double* inverse, const double* t, T* u) {
+  typedef Simd<T> S;
+  constexpr int b = Blocks<T>::block, vectors = Blocks<T>::vectors, step = 8 / vectors;
+  alignas(64) T scale[b], t_rounded[b * b];
+  for (int l = 0; l < b; ++l) scale[l] = static_cast<T>(inverse[l]);
+  for (int l = 0; l < b * b; ++l) t_rounded[l] = static_cast<T>(t[l]);
+  for (int64_t i = 0; i < rows * b; i += b)
+    for (int c = 0; c < b; c += S::lanes) S::store(p + i + c, S::load(p + i + c) * S::load(scale + c));
+
+  int64_t i = 0;
+  for (; i + step <= rows; i += step) {
+    typename S::Vector sum[step][vectors] = {};
+    for (int l = 0; l < b; ++l) {
+      SF_UNROLL
+      for (int r = 0; r < step; ++r) {
+        SF_UNROLL
+        for (int c = 0; c < vectors; ++c) sum[r][c] += p[(i + r) * b + l] * S::load(t_rounded + l * b + c * S::lanes);
+      }
+    }
+    SF_UNROLL
+    for (int r = 0; r < step; ++r) {
+      SF_UNROLL
+      for (int c = 0; c < vectors; ++c) S::store(u + (i + r) * b + c * S::lanes, sum[r][c]);
+    }
+  }
+  for (; i < rows; ++i) {
+    for (int c = 0; c < vectors; ++c) {
+      typename S::Vector sum{};
+      for (int l = 0; l < b; ++l) sum += p[i * b + l] * S::load(t_rounded + l * b + c * S::lanes);
+      S::store(u + i * b + c * S::lanes, sum);
+    }
+  }
+}
+
 // p: the rows below, raw entries in and V out. top: b x b in double, R out in its upper triangle; where `dense` its lower
 // triangle takes part in the reflectors (and holds their entries at the end), otherwise each reflector has one entry in it, its
 // own row's. u: rows x b, the rows of U that belong to p. t: b x b.
 template <bool dense, typename T>
 static void factor_panel(T* p, int64_t rows, double* top, T* u, double* t) {
-  typedef Simd<T> S;
-  constexpr int b = Blocks<T>::block, vectors = Blocks<T>::vectors;
+  constexpr int b = Blocks<T>::block;
   alignas(64) T w[b] = {};
   double inverse[b], z[b], gram[b];
-  for (int i = 0; i < b * b; ++i) t[i] = 0;
+  double t_transposed[b * b] = {};
 
   for (int j = 0; j < b; ++j) {
     double below = panel_pass(p, rows, j, w, z);
@@ -103,46 +138,28 @@ static void factor_panel(T* p, int64_t rows, double* top, T* u, double* t) {
     inverse[j] = h.inverse;
     for (int r = j + 1; r < end; ++r) top[r * b + j] *= h.inverse;
 
-    for (int l = 0; l < b; ++l) {
-      const double scale = l < j ? h.inverse * inverse[l] : h.inverse;
-      double product = scale * z[l];
-      if (dense || l > j) product += top[j * b + l];
-      for (int r = j + 1; r < end; ++r) product += top[r * b + j] * top[r * b + l];
-      gram[l] = product;
-    }
+    // Products of v_j with the columns: those on its right are to be updated, those on its left are reflectors.
+    for (int l = 0; l < b; ++l) gram[l] = (l < j ? h.inverse * inverse[l] : h.inverse) * z[l];
+    for (int l = dense ? 0 : j; l < b; ++l) gram[l] += top[j * b + l];
+    for (int r = j + 1; r < end; ++r)
+      for (int l = 0; l < b; ++l) gram[l] += top[r * b + j] * top[r * b + l];
     top[j * b + j] = h.beta;
-    for (int l = 0; l <= j; ++l) w[l] = 0;
-    for (int l = j + 1; l < b; ++l) {
-      const double update = h.tau * gram[l];
-      top[j * b + l] -= update;
-      for (int r = j + 1; r < end; ++r) top[r * b + l] -= top[r * b + j] * update;
-      w[l] = static_cast<T>(h.inverse * update);
+    double update[b];
+    for (int l = 0; l < b; ++l) update[l] = l > j ? h.tau * gram[l] : 0;
+    for (int l = 0; l < b; ++l) w[l] = static_cast<T>(h.inverse * update[l]);
+    for (int l = 0; l < b; ++l) top[j * b + l] -= update[l];
+    for (int r = j + 1; r < end; ++r) {
+      const double v = top[r * b + j];
+      for (int l = 0; l < b; ++l) top[r * b + l] -= v * update[l];
     }
-    for (int i = 0; i < j; ++i) {
-      double product = 0;
-      for (int l = i; l < j; ++l) product += t[i * b + l] * gram[l];
-      t[i * b + j] = -h.tau * product;
-    }
-    t[j * b + j] = h.tau;
+    double column[b] = {};
+    for (int l = 0; l < j; ++l)
+      for (int i = 0; i < b; ++i) column[i] += t_transposed[l * b + i] * gram[l];
+    for (int i = 0; i < j; ++i) t_transposed[j * b + i] = -h.tau * column[i];
+    t_transposed[j * b + j] = h.tau;
   }
 
-  alignas(64) T scale[b], scaled_t[b * b];
-  for (int l = 0; l < b; ++l) {
-    scale[l] = static_cast<T>(inverse[l]);
-    for (int j = 0; j < b; ++j) scaled_t[l * b + j] = static_cast<T>(t[l * b + j]);
-  }
-  constexpr int step = 4;
-  for (int64_t i = 0; i < rows; i += step) {
-    const int64_t end = i + step < rows ? i + step : rows;
-    for (int64_t r = i; r < end; ++r)
-      for (int c = 0; c < vectors; ++c)
-        S::store(p + r * b + c * S::lanes, S::load(p + r * b + c * S::lanes) * S::load(scale + c * S::lanes));
-    for (int64_t r = i; r < end; ++r) {
-      typename S::Vector sum[vectors] = {};
-      SF_UNROLL
-      for (int l = 0; l < b; ++l)
-        for (int c = 0; c < vectors; ++c) sum[c] += p[r * b + l] * S::load(scaled_t + l * b + c * S::lanes);
-      for (int c = 0; c < vectors; ++c) S::store(u + r * b + c * S::lanes, sum[c]);
-    }
-  }
+  for (int l = 0; l < b; ++l)
+    for (int j = 0; j < b; ++j) t[l * b + j] = t_transposed[j * b + l];
+  scale_panel(p, rows, inverse, t, u);
 }

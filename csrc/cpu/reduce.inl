@@ -15,13 +15,17 @@
 static constexpr int64_t reduce_chunk_rows = 512;
 
 template <typename T>
+struct ReducePanel {
+  T *v, *u;   // chunk_rows x b
+  double* t;  // b x b
+};
+
+template <typename T>
 struct ReduceWorkspace {
-  double* r;        // triangle_size(n)
-  Strips<T> c;      // chunk_rows x n
-  Strips<T> w;      // b x n: V_c W pending; the next W
-  T *v, *v_next;    // chunk_rows x b
-  T* u;             // chunk_rows x b
-  double *top, *t;  // b x b
+  double* r;                // triangle_size(n)
+  Strips<T> c;              // chunk_rows x n
+  Strips<T> w;              // b x n: V_c W pending; the next W
+  ReducePanel<T> panel[3];  // of the pending update, of this block and of the next
   int64_t chunk_rows;
 };
 
@@ -40,42 +44,52 @@ static inline int64_t triangle_size(int64_t padded_n) {
   return b * (p * padded_n - b * (p * (p - 1) / 2));
 }
 
-// Columns k .. k + b of the chunk, with the pending update, into `panel`.
+// QR of the columns k .. k + b: takes the pending update, from `before` if there is one, to them and to the rows k .. k + b of R.
 template <typename T>
-static void gather_chunk_panel(const ReduceWorkspace<T>& ws, int64_t k, int64_t rows, bool pending, T* panel) {
+static void factor_block(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t k, int64_t rows, const ReducePanel<T>* before,
+                         const ReducePanel<T>& panel) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
   typedef Simd<T> S;
+  // The registers of a panel may lie in several strips.
   for (int c = 0; c < Blocks<T>::vectors; ++c) {
     const int64_t j = k + c * S::lanes;
     T* const a = ws.c.at(0, j);
-    if (pending)
-      update_strip<1, false>(1, a, rows, ws.v, ws.w.at(0, j), ws.v, ws.w.data, static_cast<const T*>(nullptr),
-                             static_cast<T*>(nullptr));
-    for (int64_t i = 0; i < rows; ++i) S::store(panel + i * b + c * S::lanes, S::load(a + i * ld));
+    if (before) {
+      const T* const w = ws.w.at(0, j);
+      update_strip<1, false>(1, a, rows, before->v, w, before->v, w, before->u, static_cast<T*>(nullptr));
+    }
+    for (int64_t i = 0; i < rows; ++i) S::store(panel.v + i * b + c * S::lanes, S::load(a + i * ld));
   }
+  double top[b * b];
+  for (int r = 0; r < b; ++r)
+    for (int j = 0; j < b; ++j) top[r * b + j] = j < r ? 0 : triangle_row<T>(ws.r, padded_n, k + r)[j];
+  factor_panel<false>(panel.v, rows, top, panel.u, panel.t);
+  for (int r = 0; r < b; ++r)
+    for (int j = r; j < b; ++j) triangle_row<T>(ws.r, padded_n, k + r)[j] = top[r * b + j];
 }
 
-// Columns begin .. begin + count registers of one strip: pending update, W, and the rows k .. k + b of R.
+// Strip s from column `from` on: pending update, W, and the rows k .. k + b of R.
 template <typename T>
-static void fold_strip(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t k, int64_t rows, int64_t begin, int count,
-                       bool pending) {
+static void fold_strip(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t k, int64_t rows, int64_t s,
+                       const ReducePanel<T>* before, const ReducePanel<T>& panel) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  const int64_t from = k + b, begin = s * ld > from ? s * ld : from, end = (s + 1) * ld < padded_n ? (s + 1) * ld : padded_n;
+  const int cols = static_cast<int>(end - begin), count = cols / Simd<T>::lanes;
   T* const w = ws.w.at(0, begin);
   alignas(64) T sum[b * ld];
-  if (pending)
-    update_strip<1, true>(count, ws.c.at(0, begin), rows, ws.v, w, ws.v, w, ws.u, sum);
+  if (before)
+    update_strip<1, true>(count, ws.c.at(0, begin), rows, before->v, w, before->v, w, panel.u, sum);
   else
-    update_strip<0, true>(count, ws.c.at(0, begin), rows, ws.v, w, ws.v, w, ws.u, sum);
+    update_strip<0, true>(count, ws.c.at(0, begin), rows, panel.v, w, panel.v, w, panel.u, sum);
 
-  const int cols = count * Simd<T>::lanes;
   double* r[b];
   for (int p = 0; p < b; ++p) r[p] = triangle_row<T>(ws.r, padded_n, k + p) + (begin - k);
   // From the last row up: W_p needs the rows of R above it as they were.
   for (int p = b - 1; p >= 0; --p) {
-    alignas(64) double z[ld];
+    double z[ld];
     for (int j = 0; j < cols; ++j) z[j] = sum[p * ld + j];
     for (int l = 0; l <= p; ++l) {
-      const double t = ws.t[l * b + p];
+      const double t = panel.t[l * b + p];
       for (int j = 0; j < cols; ++j) z[j] += t * r[l][j];
     }
     for (int j = 0; j < cols; ++j) {
@@ -86,31 +100,24 @@ static void fold_strip(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t k
 }
 
 // Folds the first `rows` rows of ws.c into ws.r. False if cancelled.
+//
+// The pieces of a block's work are its strips. The first piece goes on to the next block's panel as soon as it has that panel's
+// columns, so that a team does not wait for one thread to factor it.
 template <typename T>
-static bool reduce_fold(ReduceWorkspace<T> ws, int64_t rows, int64_t padded_n, const Team& team) {
+static bool reduce_fold(const ReduceWorkspace<T>& ws, int64_t rows, int64_t padded_n, const Team& team) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
-  for (int64_t k = 0; k < padded_n; k += b) {
-    const bool pending = k > 0;
-    gather_chunk_panel(ws, k, rows, pending, ws.v_next);
-    for (int r = 0; r < b; ++r)
-      for (int j = 0; j < b; ++j) ws.top[r * b + j] = j < r ? 0 : triangle_row<T>(ws.r, padded_n, k + r)[j];
-    factor_panel<false>(ws.v_next, rows, ws.top, ws.u, ws.t);
-    for (int r = 0; r < b; ++r)
-      for (int j = r; j < b; ++j) triangle_row<T>(ws.r, padded_n, k + r)[j] = ws.top[r * b + j];
-    const int64_t from = k + b;
-    if (from == padded_n) break;
-
-    const int64_t first_strip = from / ld, strips = (padded_n + ld - 1) / ld - first_strip;
-    parallel_for(team, strips, [&](int64_t s) {
-      const int64_t strip = first_strip + s;
-      const int64_t begin = strip * ld > from ? strip * ld : from,
-                    end = (strip + 1) * ld < padded_n ? (strip + 1) * ld : padded_n;
-      fold_strip(ws, padded_n, k, rows, begin, static_cast<int>((end - begin) / Simd<T>::lanes), pending);
+  const ReducePanel<T>* before = nullptr;
+  factor_block(ws, padded_n, 0, rows, before, ws.panel[0]);
+  for (int64_t k = 0; k + b < padded_n; k += b) {
+    const ReducePanel<T>&panel = ws.panel[k / b % 3], &next = ws.panel[(k / b + 1) % 3];
+    const int64_t from = k + b, first = from / ld, ahead = (from + b - 1) / ld + 1, strips = Strips<T>::count(padded_n);
+    parallel_for(team, 1 + strips - ahead, [&](int64_t piece) {
+      if (piece > 0) return fold_strip(ws, padded_n, k, rows, ahead + piece - 1, before, panel);
+      for (int64_t s = first; s < ahead; ++s) fold_strip(ws, padded_n, k, rows, s, before, panel);
+      factor_block(ws, padded_n, from, rows, &panel, next);
     });
     if (cancelled(team)) return false;
-    T* const swap = ws.v;
-    ws.v = ws.v_next;
-    ws.v_next = swap;
+    before = &panel;
   }
   return true;
 }

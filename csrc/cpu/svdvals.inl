@@ -82,10 +82,11 @@ struct TwoStageWorkspaces {
       reduce.r = arena.take<double>(triangle_size<T>(padded_n));
       reduce.c = {arena.take<T>(Strips<T>::size(reduce.chunk_rows, padded_n)), reduce.chunk_rows};
       reduce.w = {arena.take<T>(Strips<T>::size(b, padded_n)), b};
-      T** const tall[] = {&reduce.v, &reduce.v_next, &reduce.u};
-      for (T** col : tall) *col = arena.take<T>(reduce.chunk_rows * b);
-      reduce.top = band.top;
-      reduce.t = band.t;
+      for (ReducePanel<T>& panel : reduce.panel) {
+        panel.v = arena.take<T>(reduce.chunk_rows * b);
+        panel.u = arena.take<T>(reduce.chunk_rows * b);
+        panel.t = arena.take<double>(b * b);
+      }
     }
     band.a = {arena.take<T>(Strips<T>::size(padded_m, padded_n)), padded_m};
     band.w = {arena.take<T>(Strips<T>::size(b, padded_n)), b};
