@@ -48,10 +48,13 @@ struct SvdvalsWorkspace {
     for (T** col : cols) *col = arena.take<T>(square_m);
     d = arena.take<double>(n);
     e = arena.take<double>(n);
-    values.q = arena.take<double>(n);
-    values.e2 = arena.take<double>(n);
-    values.low = arena.take<double>(n);
-    values.high = arena.take<double>(n);
+    double** const diagonals[] = {&values.q, &values.e2, &values.e2q, &values.squares};
+    for (double** diagonal : diagonals) *diagonal = arena.take<double>(n);
+    double** const points[] = {&values.x, &values.g, &values.h};
+    for (double** point : points) *point = arena.take<double>(round_up(n, shifts));
+    values.below = arena.take<int64_t>(round_up(n, shifts));
+    values.cells = arena.take<Cell>(n);
+    values.next = arena.take<Cell>(n);
     bytes = arena.used;
   }
 };
@@ -74,7 +77,7 @@ static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols, int) {
 
 // T is what is computed in, Element what A holds, Scalar what is returned.
 template <typename T, typename Element, typename Scalar>
-static void svdvals_in(const TallView& a, double largest, Scalar* values, void* workspace) {
+static void svdvals_in(const TallView& a, double largest, Scalar* values, void* workspace, const Team& team) {
   const Scale<T> scale = scale_for<T>(largest);
   SvdvalsWorkspace<T> ws(static_cast<char*>(workspace), a.m, a.n);
   BidiagonalWorkspace<T>& square = ws.bidiagonal;
@@ -95,32 +98,32 @@ static void svdvals_in(const TallView& a, double largest, Scalar* values, void* 
     load_rows<T, Element>(a, 0, m, scale, square.a, square.ld);
   }
   bidiagonalize(square, m, a.n, ws.d, ws.e);
-  bidiagonal_values(ws.values, ws.d, ws.e, a.n, -scale.exponent, values);
+  bidiagonal_values(ws.values, ws.d, ws.e, a.n, -scale.exponent, values, team);
 }
 
 template <typename Element, typename Scalar>
-static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace) {
+static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, const Team& team) {
   const typename Element::Bits largest = largest_magnitude<Element>(a);
   if (largest >= Element::infinity) {
     for (int64_t i = 0; i < a.n; ++i) values[i] = static_cast<Scalar>(__builtin_nan(""));
     return info_nonfinite;
   }
   if (promoted<Scalar>(a))
-    svdvals_in<double, Element>(a, Element::value(largest), values, workspace);
+    svdvals_in<double, Element>(a, Element::value(largest), values, workspace, team);
   else
-    svdvals_in<Scalar, Element>(a, Element::value(largest), values, workspace);
+    svdvals_in<Scalar, Element>(a, Element::value(largest), values, workspace, team);
   return info_ok;
 }
 
-static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, void* workspace, const Team&) {
+static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, void* workspace, const Team& team) {
   const TallView tall = tall_view(a);
   switch (a.element) {
-    case ElementType::float16: *info = svdvals_of<Float16>(tall, values, workspace); break;
-    case ElementType::bfloat16: *info = svdvals_of<BFloat16>(tall, values, workspace); break;
-    default: *info = svdvals_of<Float32>(tall, values, workspace);
+    case ElementType::float16: *info = svdvals_of<Float16>(tall, values, workspace, team); break;
+    case ElementType::bfloat16: *info = svdvals_of<BFloat16>(tall, values, workspace, team); break;
+    default: *info = svdvals_of<Float32>(tall, values, workspace, team);
   }
 }
 
-static void svdvals_float64(const MatrixView& a, double* values, int32_t* info, void* workspace, const Team&) {
-  *info = svdvals_of<Float64>(tall_view(a), values, workspace);
+static void svdvals_float64(const MatrixView& a, double* values, int32_t* info, void* workspace, const Team& team) {
+  *info = svdvals_of<Float64>(tall_view(a), values, workspace, team);
 }

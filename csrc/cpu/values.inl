@@ -1,62 +1,139 @@
-// Stage `values`: singular values of an upper bidiagonal B (diagonal d, superdiagonal e) by bisection on Sturm counts.
-//
-// The number of singular values below x is the number of negative pivots of B^T B - x^2 I = L D L^T. In the differential form
-// of Fernando and Parlett (1994), with q_i = d_i^2, e_i^2 and mu = x^2,
-//
-//   s_1 = -mu,   p_i = q_i + s_i,   s_{i+1} = s_i e_i^2 / p_i - mu,   count = #{ p_i < 0 },
-//
-// each count is exact for a bidiagonal whose entries differ from B's by a few units in the last place, so small values come out
-// with high relative accuracy. A count is a chain of divisions, but the counts at different x are independent: they run side by
-// side in the lanes of a register, `interleave` registers at a time, which hides the latency of the division.
-//
-//   1. count at a uniform grid of about n points: every value gets its first log2(n) bits for the cost of one bisection step.
-//   2. bisect each bracket, geometrically while it spans orders of magnitude, until it is narrower than `tolerance` relative.
-//
-// About 20 (float32) or 45 (float64) steps of n^2 divisions. A value below `floor_ratio` of the upper bound is returned as zero.
-
+// Stage `values`
 static constexpr int interleave = 4;
 typedef Simd<double> SimdD;
 typedef SimdD::Vector VectorD;
 typedef int64_t VectorI __attribute__((vector_size(SF_VECTOR_BYTES)));
 static constexpr int64_t shifts = interleave * SimdD::lanes;  // counted together
 
-// Below every pivot that matters (B is scaled to norm about one), and such that s e^2 / p cannot overflow.
-static constexpr double smallest_pivot = 0x1p-980;
+static constexpr double smallest_pivot = 0x1.0000000000001p-980;
 
-// below[l] = number of singular values < x[l], l < shifts.
-static void sturm_counts(const double* q, const double* e2, int64_t n, const double* x, int64_t* below) {
-  VectorD mu[interleave], s[interleave];
-  VectorI count[interleave];
-  for (int r = 0; r < interleave; ++r) {
-    for (int64_t l = 0; l < SimdD::lanes; ++l) mu[r][l] = x[r * SimdD::lanes + l] * x[r * SimdD::lanes + l];
+struct Cell {
+  double low, high;  // low <= values first .. first + count - 1 < high
+  double g_low, h_low, g_high, h_high;
+  double outer_low, outer_high;  // no other value in between
+  int64_t first, count;
+  int64_t slow;
+};
+
+struct ValuesWorkspace {
+  double *q, *e2, *e2q;  // n
+  double *x, *g, *h;     // round_up(n, shifts) points
+  int64_t* below;
+  double* squares;     // n
+  Cell *cells, *next;  // n
+};
+
+template <int registers>
+static void sturm(const ValuesWorkspace& ws, int64_t n, int64_t first) {
+  VectorD mu[registers], s[registers], ds[registers], dds[registers], g[registers], h[registers], largest[registers];
+  VectorI count[registers];
+  for (int r = 0; r < registers; ++r) {
+    mu[r] = SimdD::load(ws.x + first + r * SimdD::lanes);
     s[r] = -mu[r];
+    ds[r] = -mu[r];
+    dds[r] = g[r] = h[r] = largest[r] = VectorD{};
     count[r] = VectorI{};
   }
   for (int64_t i = 0; i < n; ++i) {
-    // e2[n-1] is zero: the last division is wasted, not special.
-    for (int r = 0; r < interleave; ++r) {
-      VectorD p = q[i] + s[r];
-      const VectorI tiny = (p < smallest_pivot) & (p > -smallest_pivot);
-      p = tiny ? SimdD::broadcast(-smallest_pivot) : p;
+    const double q = ws.q[i], e2 = ws.e2[i], e2q = ws.e2q[i];
+    for (int r = 0; r < registers; ++r) {
+      const VectorD p = (q + s[r]) + smallest_pivot;
+      const VectorD inverse = 1 / p;
       count[r] -= p < 0;  // a true lane is -1
-      s[r] = s[r] * (e2[i] / p) - mu[r];
+      const VectorD t = e2q * inverse, u = ds[r] * inverse, v = u * u + dds[r] * inverse;
+      g[r] += u;
+      h[r] += v;
+      largest[r] += u * u;
+      ds[r] = t * u - mu[r];
+      dds[r] = t * (u * u + v);
+      s[r] = (s[r] * e2) * inverse - mu[r];
     }
   }
-  for (int r = 0; r < interleave; ++r)
-    for (int64_t l = 0; l < SimdD::lanes; ++l) below[r * SimdD::lanes + l] = count[r][l];
+  for (int r = 0; r < registers; ++r) {
+    const int64_t at = first + r * SimdD::lanes;
+    const VectorI trusted = (mu[r] > 0x1p-501) & (h[r] < 0x1p1000) & (largest[r] < 0x1p26 * h[r]) & (h[r] > 0);
+    SimdD::store(ws.g + at, g[r]);
+    SimdD::store(ws.h + at, trusted ? h[r] : VectorD{});
+    for (int64_t l = 0; l < SimdD::lanes; ++l) ws.below[at + l] = count[r][l];
+  }
 }
 
-struct ValuesWorkspace {
-  double *q, *e2, *low, *high;  // n each
-};
+// Distance to a value of multiplicity m on the side where it makes g negative
+static inline double reach(double g, double h, double m) {
+  const double d = 2 * m * h - g * g;
+  const double u = -g + __builtin_sqrt(d > 0 ? d : 0);
+  return u > 0 ? 2 * m / u : __builtin_inf();
+}
+
+// k points that divide (a, b), 0 < a, into equal numbers of floating-point numbers: geometrically across powers of two.
+static inline void spread(double a, double b, int64_t k, double* y) {
+  int64_t first, last;
+  __builtin_memcpy(&first, &a, sizeof a);
+  __builtin_memcpy(&last, &b, sizeof b);
+  const double step = static_cast<double>(last - first) / static_cast<double>(k + 1);
+  for (int64_t j = 0; j < k; ++j) {
+    const int64_t bits = first + static_cast<int64_t>(step * static_cast<double>(j + 1));
+    __builtin_memcpy(y + j, &bits, sizeof bits);
+  }
+}
+
+static void choose_points(const Cell& cell, double tolerance, double floor, double* y) {
+  double a = cell.low;
+  const double b = cell.high;
+  const double m = static_cast<double>(cell.count);
+  double chosen[2];
+  int64_t k = 0;
+  if (!cell.slow) {
+    double left = cell.h_low > 0 ? a + a * reach(cell.g_low, cell.h_low, m) : b;
+    // Seen from far above, all values below the cell lie at zero.
+    const bool wide = b > 16 * a;
+    const double zeros = wide ? static_cast<double>(cell.first) : 0;
+    double right = cell.h_high > zeros ? b - b * reach(zeros - cell.g_high, cell.h_high - zeros, m) : a;
+    if (cell.count == 1) {
+      double x = left - a < b - right ? left : right;
+      if (!wide && (cell.h_low > 0 || cell.h_high > 0)) {
+        x = x > a ? x : a + 0.25 * tolerance * b;
+        x = x < b ? x : b - 0.25 * tolerance * b;
+      }
+      if (x > a && x < b) chosen[k++] = x;
+    } else {
+      if (left > right) {
+        const double t = left;
+        left = right;
+        right = t;
+      }
+      const double gap = (right - left) / 16, pad = 0.25 * tolerance * b;
+      const double wa = (left - a) / 16, wb = (b - right) / 16;
+      left -= (gap < wa ? gap : wa) + pad;
+      right += (gap < wb ? gap : wb) + pad;
+      if (left > a && left < b) chosen[k++] = left;
+      if (right > a && right < b) chosen[k++] = right;
+    }
+  }
+  int64_t size = cell.count - k;
+  if (a == 0 && size > 0) {
+    a = *y = floor;
+    spread(a, b, size - 1, y + 1);
+  } else {
+    spread(a, b, size, y);
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    int64_t j = size++;
+    for (; j > 0 && y[j - 1] > chosen[i]; --j) y[j] = y[j - 1];
+    y[j] = chosen[i];
+  }
+}
+
+#ifdef SF_STATS
+static int64_t stat_points, stat_rounds, stat_chunks;
+#endif
 
 // d (n), e (n - 1) -> values, descending, times 2^exponent. d and e are not changed.
 template <typename T>
-static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const double* e, int64_t n, int exponent, T* values) {
-  // Half a unit of the output is lost in rounding anyway; the bracket adds an eighth of one to float32, and closes to
-  // neighbouring numbers in double.
-  constexpr double tolerance = sizeof(T) == sizeof(float) ? 0x1p-27 : 0x1p-53;
-  constexpr double floor_ratio = sizeof(T) == sizeof(float) ? 0x1p-250 : 0x1p-480;
+static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const double* e, int64_t n, int exponent, T* values,
+                              const Team& team) {
+  constexpr double tolerance = sizeof(T) == sizeof(float) ? 0x1p-26 : 0x1p-52;  // of the square
+  constexpr double floor_ratio = sizeof(T) == sizeof(float) ? 0x1p-250 : 0x1p-440;
 
   // |B|_2 <= sqrt(|B|_1 |B|_inf), the norms being sums of two neighbours.
   double row_norm = 0, col_norm = 0;
@@ -75,62 +152,97 @@ static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const 
   const double unit = __builtin_ldexp(1.0, -bound_exponent);
   for (int64_t i = 0; i < n; ++i) {
     const double di = unit * d[i], right = i + 1 < n ? unit * e[i] : 0;
-    ws.q[i] = di * di;
+    ws.q[i] = di * di < 0x1p-900 ? 0 : di * di;
     ws.e2[i] = right * right;
+    ws.e2q[i] = ws.q[i] * ws.e2[i];
   }
   bound *= unit * (1 + 0x1p-50);
-  const double floor = bound * floor_ratio;
+  const double floor = bound * bound * floor_ratio * floor_ratio;
 
-  // low[i] <= i-th smallest value <= high[i]
-  for (int64_t i = 0; i < n; ++i) {
-    ws.low[i] = 0;
-    ws.high[i] = bound;
+  ws.x[0] = 0x1p-500 * bound * bound;
+  for (int64_t i = 1; i < n; ++i) {
+    const double x = bound * static_cast<double>(i) / static_cast<double>(n - 1);
+    ws.x[i] = x * x;
   }
-  double x[shifts];
-  int64_t below[shifts];
-  const int64_t grid = round_up(n, shifts);
-  int64_t assigned = 0;  // values known to lie below the last grid point
-  for (int64_t g = 0; g < grid; g += shifts) {
-    for (int64_t l = 0; l < shifts; ++l) x[l] = bound * static_cast<double>(g + l + 1) / static_cast<double>(grid + 1);
-    sturm_counts(ws.q, ws.e2, n, x, below);
-    for (int64_t l = 0; l < shifts; ++l) {
-      for (; assigned < below[l]; ++assigned) ws.high[assigned] = x[l];
-      if (assigned < n) ws.low[assigned] = x[l];
-    }
-  }
-  for (int64_t i = 1; i < n; ++i) ws.low[i] = ws.low[i] > ws.low[i - 1] ? ws.low[i] : ws.low[i - 1];
-
-  for (int64_t first = 0; first < n; first += shifts) {
-    const int64_t count = n - first < shifts ? n - first : shifts;
-    for (int64_t l = count; l < shifts; ++l) x[l] = bound;  // idle lanes
-    for (;;) {
-      bool open = false;
-      for (int64_t l = 0; l < count; ++l) {
-        const double low = ws.low[first + l], high = ws.high[first + l];
-        double middle = 0.5 * (low + high);
-        if (low == 0) {
-          // Look for the order of magnitude first; below the floor the value counts as zero.
-          middle = high > 4 * floor ? __builtin_sqrt(high * floor) : floor;
-        } else if (high > 4 * low) {
-          middle = __builtin_sqrt(high) * __builtin_sqrt(low);
+  Cell* cells = ws.cells;
+  Cell* next = ws.next;
+  cells[0] = {0, bound * bound, 0, 0, 0, 0, 0, bound * bound, 0, n, 0};
+  int64_t open = 1, points = n;
+  const double others = static_cast<double>(n - 1);
+  while (points > 0) {
+#ifdef SF_STATS
+    stat_points += points;
+    ++stat_rounds;
+    stat_chunks += round_up(points, shifts) / shifts;
+#endif
+    const int64_t padded = round_up(points, shifts);
+    for (int64_t i = points; i < padded; ++i) ws.x[i] = bound * bound;
+    parallel_for(team, padded / shifts, [&](int64_t piece) { sturm<interleave>(ws, n, piece * shifts); });
+    int64_t emitted = 0, at = 0;
+    for (int64_t i = 0; i < open; ++i) {
+      const Cell& cell = cells[i];
+      double low = cell.low, g_low = cell.g_low, h_low = cell.h_low, outer = cell.outer_low;
+      int64_t below = cell.first;
+      const int64_t end = cell.first + cell.count, last = at + cell.count;
+      Cell* latest = nullptr;
+      for (;; ++at) {
+        const bool inner = at < last;
+        const double x = inner ? ws.x[at] : cell.high, g = inner ? ws.g[at] : cell.g_high, h = inner ? ws.h[at] : cell.h_high;
+        int64_t b = inner ? ws.below[at] : end;
+        b = b < below ? below : b > end ? end : b;
+        if (b > below) {
+          latest = next + emitted++;
+          // Slow: neither the bracket halves nor an end closes in on a value.
+          const bool halved = cell.high > 16 * cell.low ? x / low <= __builtin_sqrt(cell.high / cell.low)
+                                                        : x - low <= 0.5 * (cell.high - cell.low);
+          const bool slow =
+              !cell.slow && b - below == cell.count && !halved && !(h_low > 16 * cell.h_low) && !(h > 16 * cell.h_high);
+          *latest = {low, x, g_low, h_low, g, h, outer, x, below, b - below, slow};
+          outer = x;
+          below = b;
+        } else if (latest) {
+          latest->outer_high = x;
         }
-        x[l] = middle;
-        open |= high > floor && high - low > tolerance * high && middle > low && middle < high;
-      }
-      if (!open) break;
-      sturm_counts(ws.q, ws.e2, n, x, below);
-      for (int64_t l = 0; l < count; ++l) {
-        if (below[l] > first + l)
-          ws.high[first + l] = x[l];
-        else
-          ws.low[first + l] = x[l];
+        if (!inner) {
+          if (latest->high == x || latest->outer_high == x) latest->outer_high = cell.outer_high;
+          break;
+        }
+        low = x;
+        g_low = g;
+        h_low = h;
       }
     }
+    open = points = 0;
+    for (int64_t i = 0; i < emitted; ++i) {
+      const Cell cell = next[i];
+      double value = -1;
+      if (cell.high <= floor) {
+        value = 0;
+      } else if (!(cell.high - cell.low > tolerance * cell.high)) {
+        value = 0.5 * (cell.low + cell.high);
+      } else if (cell.count == 1) {
+        const bool from_low = cell.h_low > cell.h_high;
+        const double x = from_low ? cell.low : cell.high, h = from_low ? cell.h_low : cell.h_high;
+        const double left = 1 - cell.outer_low / x, right = cell.outer_high / x - 1;
+        const double distance = left < right ? left : right;
+        const double t = distance * distance * h;
+        if (t > 2 * others && 0.75 * others * 0.75 * others < (0.25 * tolerance * t) * (0.25 * tolerance * t) * h) {
+          value = x + (from_low ? x : -x) / __builtin_sqrt(h);
+          value = value < cell.low ? cell.low : value > cell.high ? cell.high : value;
+        }
+      }
+      if (value >= 0) {
+        for (int64_t k = 0; k < cell.count; ++k) ws.squares[cell.first + k] = value;
+      } else {
+        choose_points(cell, tolerance, floor, ws.x + points);
+        points += cell.count;
+        next[open++] = cell;
+      }
+    }
+    Cell* const t = cells;
+    cells = next;
+    next = t;
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const double value = ws.high[i] <= floor ? 0 : 0.5 * (ws.low[i] + ws.high[i]);
-    values[n - 1 - i] = static_cast<T>(__builtin_ldexp(value, exponent + bound_exponent));
-  }
-  // Brackets of equal values may end a unit apart in the wrong order.
-  for (int64_t i = 1; i < n; ++i) values[i] = values[i] < values[i - 1] ? values[i] : values[i - 1];
+  for (int64_t i = 0; i < n; ++i)
+    values[n - 1 - i] = static_cast<T>(__builtin_ldexp(__builtin_sqrt(ws.squares[i]), exponent + bound_exponent));
 }
