@@ -48,11 +48,11 @@ struct SvdvalsWorkspace {
     for (T** col : cols) *col = arena.take<T>(square_m);
     d = arena.take<double>(n);
     e = arena.take<double>(n);
-    double** const diagonals[] = {&values.q, &values.e2, &values.e2q, &values.squares};
+    double** const diagonals[] = {&values.q, &values.e2, &values.qe2, &values.squares};
     for (double** diagonal : diagonals) *diagonal = arena.take<double>(n);
-    double** const points[] = {&values.x, &values.g, &values.h};
-    for (double** point : points) *point = arena.take<double>(round_up(n, shifts));
+    values.x = arena.take<double>(round_up(n, shifts));
     values.below = arena.take<int64_t>(round_up(n, shifts));
+    values.at = arena.take<Derivatives>(round_up(n, shifts));
     values.cells = arena.take<Cell>(n);
     values.next = arena.take<Cell>(n);
     bytes = arena.used;
