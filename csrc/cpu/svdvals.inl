@@ -29,8 +29,13 @@ struct BidiagonalForm {
   BidiagonalForm(Arena& arena, int64_t n) {
     d = arena.take<double>(n);
     e = arena.take<double>(n);
-    double** const rows[] = {&values.q, &values.e2, &values.low, &values.high};
-    for (double** row : rows) *row = arena.take<double>(n);
+    double** const diagonals[] = {&values.q, &values.e2, &values.qe2, &values.squares};
+    for (double** diagonal : diagonals) *diagonal = arena.take<double>(n);
+    values.x = arena.take<double>(round_up(n, shifts));
+    values.below = arena.take<int64_t>(round_up(n, shifts));
+    values.at = arena.take<Derivatives>(round_up(n, shifts));
+    values.cells = arena.take<Cell>(n);
+    values.next = arena.take<Cell>(n);
   }
 };
 
@@ -163,11 +168,11 @@ static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, co
   if (a.n <= direct_size) {
     const DirectWorkspaces ws(arena, a.m, a.n);
     if (!bidiagonalize_directly<Element>(ws, a, Scale<double>::of(exponent), team)) return info_cancelled;
-    bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values);
+    bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
   } else {
     const TwoStageWorkspaces<Scalar> ws(arena, a.m, a.n);
     if (!bidiagonalize_in_two_stages<Scalar, Element>(ws, a, Scale<Scalar>::of(exponent), team)) return info_cancelled;
-    bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values);
+    bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
   }
   return info_ok;
 }
