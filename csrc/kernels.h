@@ -33,6 +33,8 @@ constexpr int32_t info_cancelled = 2;  // never seen by the caller of a batch: t
 
 constexpr std::size_t workspace_alignment = 64;
 
+constexpr int64_t largest_group = 16;
+
 // One matrix, wherever it lies in memory.
 struct MatrixView {
   const void* data;
@@ -56,7 +58,7 @@ struct Kernels {
   std::size_t (*workspace_bytes)(int64_t rows, int64_t cols, int threads);
   void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace, const Team& team);
 
-  // Small matrices go through in groups, one to a lane. group_size is 1 where that does not pay.
+  // Small matrices go through in groups, one to a lane. group_size, at most largest_group, is 1 where that does not pay.
   int64_t (*group_size)(int64_t rows, int64_t cols, int64_t batch);
   std::size_t (*group_workspace_bytes)(int64_t rows, int64_t cols);
   void (*svdvals_group)(const MatrixView* matrices, int64_t count, Scalar* values, int32_t* info, void* workspace);

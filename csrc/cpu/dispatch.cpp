@@ -125,26 +125,38 @@ bool svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads)
   }
 
   const Kernels<Scalar>& kernel = kernels<Scalar>();
-  const std::size_t bytes = kernel.workspace_bytes(rows, cols, 1);
-  const int workers = static_cast<int>(std::min<int64_t>(std::max(threads, 1), count));
+  const int64_t group = kernel.group_size(rows, cols, count);
+  const int64_t groups = (count + group - 1) / group;
+  const std::size_t bytes = group > 1 ? kernel.group_workspace_bytes(rows, cols) : kernel.workspace_bytes(rows, cols, 1);
+  const int workers = static_cast<int>(std::min<int64_t>(std::max(threads, 1), groups));
   std::vector<std::unique_ptr<char, Free>> workspaces;
   for (int w = 0; w < workers; ++w) workspaces.push_back(allocate(bytes));
 
   const char* data = static_cast<const char*>(batch.data);
   const std::size_t size = element_bytes(batch.element);
-  parallel_for(count, workers, [&](int64_t index, int worker) {
+  const auto matrix_at = [&](int64_t index) {
     int64_t offset = 0, rest = index;
     for (std::size_t d = batch_dims; d-- > 0;) {
       offset += rest % batch.shape[d] * batch.strides[d];
       rest /= batch.shape[d];
     }
-    const MatrixView matrix{data + offset * static_cast<int64_t>(size),
-                            batch.element,
-                            rows,
-                            cols,
-                            batch.strides[batch_dims],
-                            batch.strides[batch_dims + 1]};
-    kernel.svdvals(matrix, values + index * k, info + index, workspaces[worker].get(), Team{1, nullptr, nullptr, nullptr});
+    return MatrixView{data + offset * static_cast<int64_t>(size),
+                      batch.element,
+                      rows,
+                      cols,
+                      batch.strides[batch_dims],
+                      batch.strides[batch_dims + 1]};
+  };
+  parallel_for(groups, workers, [&](int64_t index, int worker) {
+    void* const workspace = workspaces[worker].get();
+    const int64_t first = index * group, members = std::min(group, count - first);
+    if (group == 1) {
+      kernel.svdvals(matrix_at(first), values + first * k, info + first, workspace, Team{1, nullptr, nullptr, nullptr});
+    } else {
+      MatrixView matrices[largest_group];
+      for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(first + i);
+      kernel.svdvals_group(matrices, members, values + first * k, info + first, workspace);
+    }
   });
   return std::all_of(info, info + count, [](int32_t status) { return status == info_ok; });
 }

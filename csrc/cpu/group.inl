@@ -1,14 +1,276 @@
-// Small matrices in groups, one to a lane.
+// Small matrices in groups, one to a lane: Householder bidiagonalization (bidiagonal.inl) and dqds (dqds_lanes.inl) where every
+// scalar is a register of `lanes` of them, from as many matrices.
+//
+// A matrix of order 32 is too short for registers along its rows: the reflectors are a chain of scalars, and every row ends in a
+// half-empty register. Across matrices there are no remainders and no sums over a register, and a tile of entries sits in registers
+// with the coefficients of its rows and columns:
+//   pass 1  A <- A - v w^T - y u^T,  sum <- A^T v_next    all rows by 4 columns: 12 flops-and-adds for 7 loads and 4 stores
+//   pass 2  A u                                           8 rows at a time
+// Arithmetic is in double (svdvals.inl says why), lanes x m x n x 8 bytes for a group: L1 up to order 26 with AVX-512, then L2.
+//
+// Lanes never mix, so a matrix gets the same bits in any lane, beside any neighbours. A matrix with a NaN or an infinity is
+// replaced by zeros.
+
+struct GroupWorkspace {
+  double* a;                        // m x ld entries, `lanes` each: those of one pack
+  double *v, *y, *v_next, *y_next;  // m
+  double *w, *u, *sum;              // n
+  double *d, *e;                    // (n + 1) x all_lanes
+  DqdsLanes dqds;
+  ValuesWorkspace values;
+  double *one_d, *one_e;  // n: the bidiagonal of one lane, for bisection
+  int64_t ld;
+  std::size_t bytes;
+
+  GroupWorkspace(char* base, int64_t m, int64_t n) {
+    Arena arena{base, 0};
+    ld = n < 8 ? n : n | 1;  // an even number of entries would map a column to few cache sets
+    a = arena.take<double>(m * ld * lanes);
+    double** const cols[] = {&v, &y, &v_next, &y_next};
+    for (double** col : cols) *col = arena.take<double>(m * lanes);
+    double** const rows[] = {&w, &u, &sum};
+    for (double** row : rows) *row = arena.take<double>(n * lanes);
+    double** const bidiagonals[] = {&d, &e, &dqds.q, &dqds.e, &dqds.q_next, &dqds.e_next, &dqds.lambda};
+    for (double** b : bidiagonals) *b = arena.take<double>((n + 1) * all_lanes);
+    double** const singles[] = {&values.q, &values.e2, &values.low, &values.high, &one_d, &one_e};
+    for (double** s : singles) *s = arena.take<double>(n);
+    bytes = arena.used;
+  }
+};
+
+// sum x_i^2, in four running sums; compensated (Kahan 1965) where the output is as wide as the arithmetic (householder.inl).
+template <bool compensated>
+static inline Reals lane_dot(const double* x, const double* y, int64_t n) {
+  constexpr int64_t width = 4;
+  Reals sum[width] = {}, lost[width] = {};
+  for (int64_t i = 0; i < n; i += width) {
+    for (int64_t c = 0; c < width; ++c) {
+      if (i + c >= n) break;
+      const Reals xi = Lane::load(x + (i + c) * lanes), yi = Lane::load(y + (i + c) * lanes);
+      if constexpr (compensated) {
+        const Reals term = xi * yi - lost[c], total = sum[c] + term;
+        lost[c] = (total - sum[c]) - term;
+        sum[c] = total;
+      } else {
+        sum[c] += xi * yi;
+      }
+    }
+  }
+  if constexpr (!compensated) return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  Reals result = sum[0], rest = lost[0];
+  for (int64_t c = 1; c < width; ++c) {
+    const Reals term = sum[c] - (lost[c] + rest), total = result + term;
+    rest = (total - result) - term;
+    result = total;
+  }
+  return result;
+}
+
+struct LaneReflector {
+  Reals beta, tau, inverse;
+};
+
+static inline LaneReflector make_lane_reflector(Reals x0, Reals rest_squared) {
+  const Reals zero{}, one = zero + 1.0;
+  const Masks none = rest_squared < negligible_squared;
+  const Reals norm = square_root(x0 * x0 + rest_squared);
+  const Reals beta = x0 < zero ? norm : -norm;
+  const Reals tau = (beta - x0) / (none ? one : beta), inverse = one / (none ? one : x0 - beta);
+  return {none ? x0 : beta, none ? zero : tau, none ? zero : inverse};
+}
+
+// Pass 1 on `width` columns of rows first .. m.
+template <int width, bool pending>
+static inline void lane_update_and_multiply(const GroupWorkspace& ws, int64_t first, int64_t m, int64_t j) {
+  Reals w[width], u[width], total[width];
+  for (int c = 0; c < width; ++c) {
+    w[c] = Lane::load(ws.w + (j + c) * lanes), u[c] = Lane::load(ws.u + (j + c) * lanes);
+    total[c] = Reals{};
+  }
+  for (int64_t block = first; block < m; block += sum_block) {
+    const int64_t end = block + sum_block < m ? block + sum_block : m;
+    Reals sum[width] = {};
+    for (int64_t i = block; i < end; ++i) {
+      const Reals v = Lane::load(ws.v + i * lanes), y = Lane::load(ws.y + i * lanes), next = Lane::load(ws.v_next + i * lanes);
+      double* const a = ws.a + (i * ws.ld + j) * lanes;
+      for (int c = 0; c < width; ++c) {
+        Reals x = Lane::load(a + c * lanes);
+        if constexpr (pending) {
+          x -= v * w[c];
+          x -= y * u[c];
+          Lane::store(a + c * lanes, x);
+        }
+        sum[c] += next * x;
+      }
+    }
+    for (int c = 0; c < width; ++c) total[c] += sum[c];
+  }
+  for (int c = 0; c < width; ++c) Lane::store(ws.sum + (j + c) * lanes, total[c]);
+}
+
+template <bool pending>
+static inline void lane_pass1(const GroupWorkspace& ws, int64_t first, int64_t m, int64_t j, int64_t n) {
+  for (; j + 4 <= n; j += 4) lane_update_and_multiply<4, pending>(ws, first, m, j);
+  if (n - j == 3) lane_update_and_multiply<3, pending>(ws, first, m, j);
+  if (n - j == 2) lane_update_and_multiply<2, pending>(ws, first, m, j);
+  if (n - j == 1) lane_update_and_multiply<1, pending>(ws, first, m, j);
+}
+
+// Pass 2 on `height` rows: y_i <- tau (a_i . u - v_i wu).
+template <int height>
+static inline void lane_multiply_rows(const GroupWorkspace& ws, int64_t i, int64_t from, int64_t n, Reals wu, Reals tau) {
+  Reals sum[height] = {};
+  const double* const a = ws.a + i * ws.ld * lanes;
+  for (int64_t j = from; j < n; ++j) {
+    const Reals u = Lane::load(ws.u + j * lanes);
+    for (int r = 0; r < height; ++r) sum[r] += Lane::load(a + (r * ws.ld + j) * lanes) * u;
+  }
+  for (int r = 0; r < height; ++r) {
+    const Reals rest = sum[r] - Lane::load(ws.v_next + (i + r) * lanes) * wu;
+    Lane::store(ws.y_next + (i + r) * lanes, tau * rest);
+  }
+}
+
+static inline void lane_pass2(const GroupWorkspace& ws, int64_t i, int64_t m, int64_t from, int64_t n, Reals wu, Reals tau) {
+  for (; i + 8 <= m; i += 8) lane_multiply_rows<8>(ws, i, from, n, wu, tau);
+  if (i + 4 <= m) lane_multiply_rows<4>(ws, i, from, n, wu, tau), i += 4;
+  if (i + 2 <= m) lane_multiply_rows<2>(ws, i, from, n, wu, tau), i += 2;
+  if (i < m) lane_multiply_rows<1>(ws, i, from, n, wu, tau);
+}
+
+// ws.a -> d, e (stride all_lanes): bidiagonalize() on `lanes` matrices at once.
+template <bool compensated>
+static void bidiagonalize_lanes(GroupWorkspace ws, int64_t m, int64_t n, double* d, double* e) {
+  const Reals zero{}, one = zero + 1.0;
+  for (int64_t k = 0; k < n; ++k) {
+    for (int64_t i = k; i < m; ++i) {
+      Reals x = Lane::load(ws.a + (i * ws.ld + k) * lanes);
+      if (k > 0) {
+        x -= Lane::load(ws.v + i * lanes) * Lane::load(ws.w + k * lanes);
+        x -= Lane::load(ws.y + i * lanes) * Lane::load(ws.u + k * lanes);
+      }
+      Lane::store(ws.v_next + i * lanes, x);
+    }
+    const double* below = ws.v_next + (k + 1) * lanes;
+    const LaneReflector left =
+        make_lane_reflector(Lane::load(ws.v_next + k * lanes), lane_dot<compensated>(below, below, m - k - 1));
+    Lane::store(d + k * all_lanes, left.beta);
+    if (k + 1 == n) break;
+    Lane::store(ws.v_next + k * lanes, one);
+    for (int64_t i = k + 1; i < m; ++i) Lane::store(ws.v_next + i * lanes, Lane::load(ws.v_next + i * lanes) * left.inverse);
+
+    if (k == 0)
+      lane_pass1<false>(ws, k, m, k + 1, n);
+    else
+      lane_pass1<true>(ws, k, m, k + 1, n);
+    for (int64_t j = k + 1; j < n; ++j) {
+      const Reals w = left.tau * Lane::load(ws.sum + j * lanes);
+      Lane::store(ws.w + j * lanes, w);
+      Lane::store(ws.u + j * lanes, Lane::load(ws.a + (k * ws.ld + j) * lanes) - w);
+    }
+
+    const double* beyond = ws.u + (k + 2) * lanes;
+    const LaneReflector right =
+        make_lane_reflector(Lane::load(ws.u + (k + 1) * lanes), lane_dot<compensated>(beyond, beyond, n - k - 2));
+    Lane::store(e + k * all_lanes, right.beta);
+    Lane::store(ws.u + (k + 1) * lanes, one);
+    for (int64_t j = k + 2; j < n; ++j) Lane::store(ws.u + j * lanes, Lane::load(ws.u + j * lanes) * right.inverse);
+    const Reals wu = lane_dot<compensated>(ws.w + (k + 1) * lanes, ws.u + (k + 1) * lanes, n - k - 1);
+    lane_pass2(ws, k + 1, m, k + 1, n, wu, right.tau);
+
+    double* swap = ws.v;
+    ws.v = ws.v_next;
+    ws.v_next = swap;
+    swap = ws.y;
+    ws.y = ws.y_next;
+    ws.y_next = swap;
+  }
+}
+
+// One lane's eigenvalues of B^T B (stride all_lanes) -> singular values times 2^exponent, descending.
+template <typename Scalar>
+static inline void write_values(double* lambda, int64_t n, int exponent, Scalar* values) {
+  // dqds leaves the smallest at the end, save for blocks that split: nearly sorted.
+  for (int64_t i = 1; i < n; ++i) {
+    const double x = lambda[i * all_lanes];
+    int64_t j = i;
+    for (; j > 0 && lambda[(j - 1) * all_lanes] < x; --j) lambda[j * all_lanes] = lambda[(j - 1) * all_lanes];
+    lambda[j * all_lanes] = x;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = lambda[i * all_lanes];
+    const double value = x < zero_pivot * 0x1p10 ? 0 : __builtin_sqrt(x);
+    values[i] = static_cast<Scalar>(exponent == 0 ? value : __builtin_ldexp(value, exponent));
+  }
+}
+
+template <typename Element, typename Scalar>
+static void svdvals_group_of(const MatrixView* matrices, int64_t count, Scalar* values, int32_t* info, void* workspace) {
+  TallView tall[all_lanes];
+  for (int64_t i = 0; i < count; ++i) tall[i] = tall_view(matrices[i]);
+  const int64_t m = tall[0].m, n = tall[0].n;
+  const GroupWorkspace ws(static_cast<char*>(workspace), m, n);
+  constexpr bool compensated = sizeof(Scalar) == sizeof(double);
+
+  LaneScales scales[packs];
+  for (int64_t r = 0; r < packs; ++r) {
+    double *const d = ws.d + r * lanes, *const e = ws.e + r * lanes;
+    if (r * lanes < count) {
+      const int64_t rest = count - r * lanes;
+      scales[r] = load_lanes<Element>(tall + r * lanes, rest < lanes ? rest : lanes, ws.a, ws.ld);
+      bidiagonalize_lanes<compensated>(ws, m, n, d, e);
+    } else {
+      for (int64_t i = 0; i < n; ++i) Lane::store(d + i * all_lanes, Reals{}), Lane::store(e + i * all_lanes, Reals{});
+    }
+    Lane::store(e + (n - 1) * all_lanes, Reals{});
+    Lane::store(d + n * all_lanes, Reals{}), Lane::store(e + n * all_lanes, Reals{});
+  }
+  for (int64_t i = 0; i < (n + 1) * all_lanes; i += lanes) {
+    const Reals d = Lane::load(ws.d + i), e = Lane::load(ws.e + i);
+    Lane::store(ws.dqds.q + i, d * d), Lane::store(ws.dqds.e + i, e * e);
+    Lane::store(ws.dqds.q_next + i, Reals{}), Lane::store(ws.dqds.e_next + i, Reals{});
+  }
+  const uint64_t unfinished = dqds_lanes<Scalar>(ws.dqds, n);
+
+  for (int64_t i = 0; i < count; ++i, values += n) {
+    const LaneScales& scale = scales[i / lanes];
+    const int exponent = -scale.exponent[i % lanes];
+    info[i] = scale.finite[i % lanes] ? info_ok : info_nonfinite;
+    if (!scale.finite[i % lanes]) {
+      for (int64_t j = 0; j < n; ++j) values[j] = static_cast<Scalar>(__builtin_nan(""));
+    } else if (unfinished >> i & 1) {
+      for (int64_t j = 0; j < n; ++j) ws.one_d[j] = ws.d[j * all_lanes + i], ws.one_e[j] = ws.e[j * all_lanes + i];
+      bidiagonal_values(ws.values, ws.one_d, ws.one_e, n, exponent, values);
+    } else {
+      write_values(ws.dqds.lambda + i, n, exponent, values);
+    }
+  }
+}
+
+// The matrices of one pack; two or three of them at most lie in an L2 of 1 MiB with what else passes through it.
+static constexpr int64_t group_bytes = 512 * 1024;
 
 template <typename Scalar>
-static int64_t group_size(int64_t, int64_t, int64_t) {
-  return 1;
+static int64_t group_size(int64_t rows, int64_t cols, int64_t batch) {
+  const TallView a = tall_view(MatrixView{nullptr, ElementType::float32, rows, cols, 0, 0});
+  if (a.n > largest_group_order || a.m * a.n * lanes * static_cast<int64_t>(sizeof(double)) > group_bytes) return 1;
+  return batch > lanes ? all_lanes : lanes;
 }
 
 template <typename Scalar>
-static std::size_t group_workspace_bytes(int64_t, int64_t) {
-  return 0;
+static std::size_t group_workspace_bytes(int64_t rows, int64_t cols) {
+  const TallView a = tall_view(MatrixView{nullptr, ElementType::float32, rows, cols, 0, 0});
+  return GroupWorkspace(nullptr, a.m, a.n).bytes;
 }
 
-template <typename Scalar>
-static void svdvals_group(const MatrixView*, int64_t, Scalar*, int32_t*, void*) {}
+static void svdvals_group_float32(const MatrixView* matrices, int64_t count, float* values, int32_t* info, void* workspace) {
+  switch (matrices[0].element) {
+    case ElementType::float16: svdvals_group_of<Float16>(matrices, count, values, info, workspace); break;
+    case ElementType::bfloat16: svdvals_group_of<BFloat16>(matrices, count, values, info, workspace); break;
+    default: svdvals_group_of<Float32>(matrices, count, values, info, workspace);
+  }
+}
+
+static void svdvals_group_float64(const MatrixView* matrices, int64_t count, double* values, int32_t* info, void* workspace) {
+  svdvals_group_of<Float64>(matrices, count, values, info, workspace);
+}
