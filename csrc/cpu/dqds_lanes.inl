@@ -48,62 +48,83 @@ struct alignas(workspace_alignment) DqdsState {
   int64_t failures[all_lanes];                                  // in a row
 };
 
+// The registers of a sweep.
+struct DqdsSweep {
+  Reals lo[packs], hi[packs], shift[packs], sum[packs];  // of the lanes
+  Reals d[packs], n[packs], p[packs];                    // the recurrences at i
+  Reals trace[packs], trace2[packs], trace_above[packs], trace2_above[packs];
+  Masks early[packs], splits[packs];
+};
+
+// Rows first .. last of a sweep. Where `masked` is false lo <= i < hi for all lanes that matter.
 // Scalar is the output type: for float32 an e may be dropped earlier, and the quotients may share a reciprocal.
-template <typename Scalar>
-static void dqds_sweep(const DqdsLanes& z, DqdsState& state, int64_t last) {
+template <typename Scalar, bool masked>
+static inline void dqds_rows(const DqdsLanes& z, DqdsSweep& w, int64_t first, int64_t last) {
   constexpr bool narrow = sizeof(Scalar) < sizeof(double);
   // sqrt(e / (lambda + sum)) bounds the relative change of lambda.
   constexpr double negligible = narrow ? 0x1p-60 : 0x1p-108;
   const Reals zero{}, one = zero + 1.0;
-
-  Reals lo[packs], hi[packs], s[packs], sum[packs], d[packs], n[packs], p[packs];
-  Reals trace[packs], trace2[packs], trace_above[packs], trace2_above[packs];
-  Masks early[packs], splits[packs];
-  for (int64_t r = 0; r < packs; ++r) {
-    lo[r] = Lane::load(state.lo + r * lanes), hi[r] = Lane::load(state.hi + r * lanes);
-    s[r] = Lane::load(state.shift + r * lanes), sum[r] = Lane::load(state.sum + r * lanes);
-    d[r] = p[r] = trace[r] = trace2[r] = trace_above[r] = trace2_above[r] = zero;
-    n[r] = one;
-    early[r] = splits[r] = Masks{};
-  }
-  for (int64_t i = 0; i <= last; ++i) {
+  for (int64_t i = first; i < last; ++i) {
     const Reals at = zero + static_cast<double>(i);
+    const Masks bit = Masks{} + (int64_t{2} << (i & 63));
     for (int64_t r = 0; r < packs; ++r) {
       const int64_t here = i * all_lanes + r * lanes;
       const Reals q = Lane::load(z.q + here), e = Lane::load(z.e + here), below = Lane::load(z.q + here + all_lanes);
-      const Masks inner = (lo[r] <= at) & (at < hi[r]), active = inner | (at == hi[r]);
+      const Masks inner = (w.lo[r] <= at) & (at < w.hi[r]), active = inner | (at == w.hi[r]);
+      Reals d = w.d[r];
+      if constexpr (masked) d = at == w.lo[r] ? q - w.shift[r] : d;
 
-      d[r] = at == lo[r] ? q - s[r] : d[r];
-      early[r] |= inner & (d[r] < zero);
-      const Reals pivot = larger(d[r], zero + zero_pivot);
-      const Reals q_new = pivot + (inner ? e : zero);
+      Masks negative = d < zero;
+      if constexpr (masked) negative &= inner;
+      w.early[r] |= negative;
+      const Reals pivot = larger(d, zero + zero_pivot);
+      const Reals q_new = pivot + (!masked ? e : inner ? e : zero);
       const Reals inverse = one / q_new;
       const Reals ratio = narrow ? below * inverse : below / q_new;
       const Reals e_new = e * ratio;
-      const Masks split = inner & (e_new <= negligible * (sum[r] + q_new));
-      Lane::store(z.q_next + here, active ? q_new : q);
-      Lane::store(z.e_next + here, inner ? (split ? -sum[r] : e_new) : e);
-      d[r] = inner ? pivot * ratio - s[r] : d[r];
+      Masks split = e_new <= negligible * (w.sum[r] + q_new);
+      if constexpr (masked) split &= inner;
+      const Reals e_kept = split ? -w.sum[r] : e_new, d_next = pivot * ratio - w.shift[r];
+      Lane::store(z.q_next + here, !masked ? q_new : active ? q_new : q);
+      Lane::store(z.e_next + here, !masked ? e_kept : inner ? e_kept : e);
+      w.d[r] = !masked ? d_next : inner ? d_next : d;
 
-      const Reals inner_inverse = active ? inverse : zero;
-      const Reals g = n[r] * inner_inverse, gn = g * n[r];
-      trace[r] += g;
-      trace2[r] += g * g;
-      trace2[r] += (p[r] + p[r]) * inner_inverse;
-      const Reals quotient = inner & ~split ? e_new * inner_inverse : zero;
-      n[r] = one + quotient * n[r];
-      p[r] = quotient * (p[r] + gn);
-      trace_above[r] = split ? trace[r] : trace_above[r], trace2_above[r] = split ? trace2[r] : trace2_above[r];
-      trace[r] = split ? zero : trace[r], trace2[r] = split ? zero : trace2[r];
-      splits[r] |= split & (Masks{} + (int64_t{2} << (i & 63)));
+      const Reals counted = !masked ? inverse : active ? inverse : zero;
+      const Reals g = w.n[r] * counted, gn = g * w.n[r];
+      w.trace[r] += g;
+      w.trace2[r] += g * g;
+      w.trace2[r] += (w.p[r] + w.p[r]) * counted;
+      const Reals linked = e_new * counted, quotient = !masked ? (split ? zero : linked) : inner & ~split ? linked : zero;
+      w.n[r] = one + quotient * w.n[r];
+      w.p[r] = quotient * (w.p[r] + gn);
+      w.trace_above[r] = split ? w.trace[r] : w.trace_above[r], w.trace2_above[r] = split ? w.trace2[r] : w.trace2_above[r];
+      w.trace[r] = split ? zero : w.trace[r], w.trace2[r] = split ? zero : w.trace2[r];
+      w.splits[r] |= split & bit;
     }
   }
+}
+
+// [first, last): rows that are inner ones in all lanes that matter; `end`: the last row of any lane.
+template <typename Scalar>
+static void dqds_sweep(const DqdsLanes& z, DqdsState& state, int64_t first, int64_t last, int64_t end) {
+  const Reals zero{};
+  DqdsSweep w;
   for (int64_t r = 0; r < packs; ++r) {
-    const int64_t first = r * lanes;
-    Lane::store(state.last + first, d[r]);
-    Lane::store(state.trace + first, trace[r]), Lane::store(state.trace2 + first, trace2[r]);
-    Lane::store(state.trace_above + first, trace_above[r]), Lane::store(state.trace2_above + first, trace2_above[r]);
-    store_masks(state.early + first, early[r]), store_masks(state.splits + first, splits[r]);
+    w.lo[r] = Lane::load(state.lo + r * lanes), w.hi[r] = Lane::load(state.hi + r * lanes);
+    w.shift[r] = Lane::load(state.shift + r * lanes), w.sum[r] = Lane::load(state.sum + r * lanes);
+    w.d[r] = w.p[r] = w.trace[r] = w.trace2[r] = w.trace_above[r] = w.trace2_above[r] = zero;
+    w.n[r] = zero + 1.0;
+    w.early[r] = w.splits[r] = Masks{};
+  }
+  dqds_rows<Scalar, true>(z, w, 0, first);
+  dqds_rows<Scalar, false>(z, w, first, last);
+  dqds_rows<Scalar, true>(z, w, last, end + 1);
+  for (int64_t r = 0; r < packs; ++r) {
+    const int64_t lane = r * lanes;
+    Lane::store(state.last + lane, w.d[r]);
+    Lane::store(state.trace + lane, w.trace[r]), Lane::store(state.trace2 + lane, w.trace2[r]);
+    Lane::store(state.trace_above + lane, w.trace_above[r]), Lane::store(state.trace2_above + lane, w.trace2_above[r]);
+    store_masks(state.early + lane, w.early[r]), store_masks(state.splits + lane, w.splits[r]);
   }
 }
 
@@ -188,7 +209,6 @@ static void take_back(const DqdsLanes& z, DqdsState& state, int64_t l, double su
 template <typename Scalar>
 static uint64_t dqds_lanes(DqdsLanes z, int64_t n) {
   DqdsState state;
-  int64_t last = -1;
   for (int64_t l = 0; l < all_lanes; ++l) {
     state.hi[l] = static_cast<double>(n - 1);
     state.starts[l] = 1;
@@ -196,10 +216,22 @@ static uint64_t dqds_lanes(DqdsLanes z, int64_t n) {
     state.trace[l] = state.trace2[l] = 0;
     state.failures[l] = 0;
     settle(z, state, l);
-    last = static_cast<int64_t>(state.hi[l]);
   }
   const int64_t sweep_limit = 16 * n + 32;  // about 3 n are needed
-  for (int64_t sweep = 0; last >= 0 && sweep < sweep_limit; ++sweep) {
+  uint64_t unfinished = 0;
+  for (int64_t sweep = 0;; ++sweep) {
+    int64_t highest_lo = 0, lowest_hi = n, highest_hi = -1;
+    unfinished = 0;
+    for (int64_t l = 0; l < all_lanes; ++l) {
+      const int64_t lo = static_cast<int64_t>(state.lo[l]), hi = static_cast<int64_t>(state.hi[l]);
+      if (hi < 0) continue;
+      unfinished |= uint64_t{1} << l;
+      highest_lo = lo > highest_lo ? lo : highest_lo;
+      lowest_hi = hi < lowest_hi ? hi : lowest_hi;
+      highest_hi = hi > highest_hi ? hi : highest_hi;
+    }
+    if (!unfinished || sweep == sweep_limit) break;
+    const int64_t inner_first = highest_lo + 1 < lowest_hi ? highest_lo + 1 : lowest_hi;
     alignas(workspace_alignment) double sum[all_lanes], sum_low[all_lanes];
     for (int64_t first = 0; first < all_lanes; first += lanes) {
       const Reals a = Lane::load(state.sum + first), low = Lane::load(state.sum_low + first);
@@ -209,7 +241,7 @@ static uint64_t dqds_lanes(DqdsLanes z, int64_t n) {
       Lane::store(state.sum + first, total);
       Lane::store(state.sum_low + first, low + ((a - (total - part)) + (shift - part)));
     }
-    dqds_sweep<Scalar>(z, state, last);
+    dqds_sweep<Scalar>(z, state, inner_first, lowest_hi, highest_hi);
 
     uint64_t failed = 0, split = 0;
     for (int64_t l = 0; l < all_lanes; ++l) {
@@ -217,6 +249,7 @@ static uint64_t dqds_lanes(DqdsLanes z, int64_t n) {
       split |= static_cast<uint64_t>(state.splits[l] != 0) << l;
     }
     alignas(workspace_alignment) double retry[all_lanes];
+    failed &= unfinished, split &= unfinished & ~failed;
     for (uint64_t left = failed; left; left &= left - 1) {
       const int64_t l = __builtin_ctzll(left);
       take_back(z, state, l, sum[l], sum_low[l]);
@@ -228,7 +261,7 @@ static uint64_t dqds_lanes(DqdsLanes z, int64_t n) {
     swap = z.e;
     z.e = z.e_next;
     z.e_next = swap;
-    for (uint64_t left = split & ~failed; left; left &= left - 1) {
+    for (uint64_t left = split; left; left &= left - 1) {
       const int64_t l = __builtin_ctzll(left);
       state.starts[l] |= state.splits[l];
       settle(z, state, l);
@@ -240,10 +273,6 @@ static uint64_t dqds_lanes(DqdsLanes z, int64_t n) {
       else
         state.failures[l] = 0;
     }
-    last = -1;
-    for (int64_t l = 0; l < all_lanes; ++l) last = static_cast<int64_t>(state.hi[l]) > last ? static_cast<int64_t>(state.hi[l]) : last;
   }
-  uint64_t unfinished = 0;
-  for (int64_t l = 0; l < all_lanes; ++l) unfinished |= static_cast<uint64_t>(state.hi[l] >= 0) << l;
   return unfinished;
 }

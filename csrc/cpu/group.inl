@@ -38,7 +38,20 @@ struct GroupWorkspace {
   }
 };
 
-// sum x_i^2, in four running sums; compensated (Kahan 1965) where the output is as wide as the arithmetic (householder.inl).
+// sum <- sum + x. Where the output is as wide as the arithmetic what is lost is put back (Kahan 1965): reflectors whose errors are
+// common to all entries, and sums of equal terms, would make ones(64, 64) err 6 eps instead of 2.
+template <bool compensated>
+static inline void add(Reals& sum, Reals& lost, Reals x) {
+  if constexpr (compensated) {
+    const Reals term = x - lost, total = sum + term;
+    lost = (total - sum) - term;
+    sum = total;
+  } else {
+    sum += x;
+  }
+}
+
+// x . y, in four running sums.
 template <bool compensated>
 static inline Reals lane_dot(const double* x, const double* y, int64_t n) {
   constexpr int64_t width = 4;
@@ -47,48 +60,54 @@ static inline Reals lane_dot(const double* x, const double* y, int64_t n) {
     for (int64_t c = 0; c < width; ++c) {
       if (i + c >= n) break;
       const Reals xi = Lane::load(x + (i + c) * lanes), yi = Lane::load(y + (i + c) * lanes);
-      if constexpr (compensated) {
-        const Reals term = xi * yi - lost[c], total = sum[c] + term;
-        lost[c] = (total - sum[c]) - term;
-        sum[c] = total;
-      } else {
+      if constexpr (compensated)
+        add<true>(sum[c], lost[c], xi * yi);
+      else
         sum[c] += xi * yi;
-      }
     }
   }
   if constexpr (!compensated) return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  Reals result = sum[0], rest = lost[0];
-  for (int64_t c = 1; c < width; ++c) {
-    const Reals term = sum[c] - (lost[c] + rest), total = result + term;
-    rest = (total - result) - term;
-    result = total;
-  }
-  return result;
+  for (int64_t c = 1; c < width; ++c) add<true>(sum[0], lost[0], sum[c] - lost[c]);
+  return sum[0] - lost[0];
 }
 
 struct LaneReflector {
-  Reals beta, tau, inverse;
+  Reals beta, tau;
 };
 
-static inline LaneReflector make_lane_reflector(Reals x0, Reals rest_squared) {
+// x_0 .. x_{n-1}, n > 0 -> v, in place (householder.inl). Where the output is as wide as the arithmetic, tau = 2 / v^T v belongs to
+// the rounded v: what scaling by 1 / (x_0 - beta) errs is common to all of v, and would leave H less orthogonal.
+template <bool compensated>
+static inline LaneReflector make_lane_reflector(double* x, int64_t n) {
   const Reals zero{}, one = zero + 1.0;
+  const Reals x0 = Lane::load(x), rest_squared = lane_dot<compensated>(x + lanes, x + lanes, n - 1);
   const Masks none = rest_squared < negligible_squared;
   const Reals norm = square_root(x0 * x0 + rest_squared);
-  const Reals beta = x0 < zero ? norm : -norm;
-  const Reals tau = (beta - x0) / (none ? one : beta), inverse = one / (none ? one : x0 - beta);
-  return {none ? x0 : beta, none ? zero : tau, none ? zero : inverse};
+  const Reals beta = x0 < zero ? norm : -norm, inverse = none ? zero : one / (none ? one : x0 - beta);
+  Lane::store(x, one);
+  for (int64_t i = 1; i < n; ++i) Lane::store(x + i * lanes, Lane::load(x + i * lanes) * inverse);
+  Reals tau;
+  if constexpr (compensated)
+    tau = 2.0 / (one + lane_dot<true>(x + lanes, x + lanes, n - 1));
+  else
+    tau = (beta - x0) / (none ? one : beta);
+  return {none ? x0 : beta, none ? zero : tau};
 }
 
+// Terms in a plain running sum, before it goes into the compensated one.
+template <bool compensated>
+static constexpr int64_t lane_block = compensated ? 8 : 64;
+
 // Pass 1 on `width` columns of rows first .. m.
-template <int width, bool pending>
+template <int width, bool compensated, bool pending>
 static inline void lane_update_and_multiply(const GroupWorkspace& ws, int64_t first, int64_t m, int64_t j) {
-  Reals w[width], u[width], total[width];
+  Reals w[width], u[width], total[width], lost[width];
   for (int c = 0; c < width; ++c) {
     w[c] = Lane::load(ws.w + (j + c) * lanes), u[c] = Lane::load(ws.u + (j + c) * lanes);
-    total[c] = Reals{};
+    total[c] = lost[c] = Reals{};
   }
-  for (int64_t block = first; block < m; block += sum_block) {
-    const int64_t end = block + sum_block < m ? block + sum_block : m;
+  for (int64_t block = first; block < m; block += lane_block<compensated>) {
+    const int64_t end = block + lane_block<compensated> < m ? block + lane_block<compensated> : m;
     Reals sum[width] = {};
     for (int64_t i = block; i < end; ++i) {
       const Reals v = Lane::load(ws.v + i * lanes), y = Lane::load(ws.y + i * lanes), next = Lane::load(ws.v_next + i * lanes);
@@ -103,45 +122,50 @@ static inline void lane_update_and_multiply(const GroupWorkspace& ws, int64_t fi
         sum[c] += next * x;
       }
     }
-    for (int c = 0; c < width; ++c) total[c] += sum[c];
+    for (int c = 0; c < width; ++c) add<compensated>(total[c], lost[c], sum[c]);
   }
   for (int c = 0; c < width; ++c) Lane::store(ws.sum + (j + c) * lanes, total[c]);
 }
 
-template <bool pending>
+template <bool compensated, bool pending>
 static inline void lane_pass1(const GroupWorkspace& ws, int64_t first, int64_t m, int64_t j, int64_t n) {
-  for (; j + 4 <= n; j += 4) lane_update_and_multiply<4, pending>(ws, first, m, j);
-  if (n - j == 3) lane_update_and_multiply<3, pending>(ws, first, m, j);
-  if (n - j == 2) lane_update_and_multiply<2, pending>(ws, first, m, j);
-  if (n - j == 1) lane_update_and_multiply<1, pending>(ws, first, m, j);
+  for (; j + 4 <= n; j += 4) lane_update_and_multiply<4, compensated, pending>(ws, first, m, j);
+  if (n - j == 3) lane_update_and_multiply<3, compensated, pending>(ws, first, m, j);
+  if (n - j == 2) lane_update_and_multiply<2, compensated, pending>(ws, first, m, j);
+  if (n - j == 1) lane_update_and_multiply<1, compensated, pending>(ws, first, m, j);
 }
 
 // Pass 2 on `height` rows: y_i <- tau (a_i . u - v_i wu).
-template <int height>
+template <int height, bool compensated>
 static inline void lane_multiply_rows(const GroupWorkspace& ws, int64_t i, int64_t from, int64_t n, Reals wu, Reals tau) {
-  Reals sum[height] = {};
+  Reals total[height] = {};
   const double* const a = ws.a + i * ws.ld * lanes;
-  for (int64_t j = from; j < n; ++j) {
-    const Reals u = Lane::load(ws.u + j * lanes);
-    for (int r = 0; r < height; ++r) sum[r] += Lane::load(a + (r * ws.ld + j) * lanes) * u;
+  for (int64_t block = from; block < n; block += lane_block<compensated>) {
+    const int64_t end = block + lane_block<compensated> < n ? block + lane_block<compensated> : n;
+    Reals sum[height] = {};
+    for (int64_t j = block; j < end; ++j) {
+      const Reals u = Lane::load(ws.u + j * lanes);
+      for (int r = 0; r < height; ++r) sum[r] += Lane::load(a + (r * ws.ld + j) * lanes) * u;
+    }
+    for (int r = 0; r < height; ++r) total[r] += sum[r];
   }
   for (int r = 0; r < height; ++r) {
-    const Reals rest = sum[r] - Lane::load(ws.v_next + (i + r) * lanes) * wu;
+    const Reals rest = total[r] - Lane::load(ws.v_next + (i + r) * lanes) * wu;
     Lane::store(ws.y_next + (i + r) * lanes, tau * rest);
   }
 }
 
+template <bool compensated>
 static inline void lane_pass2(const GroupWorkspace& ws, int64_t i, int64_t m, int64_t from, int64_t n, Reals wu, Reals tau) {
-  for (; i + 8 <= m; i += 8) lane_multiply_rows<8>(ws, i, from, n, wu, tau);
-  if (i + 4 <= m) lane_multiply_rows<4>(ws, i, from, n, wu, tau), i += 4;
-  if (i + 2 <= m) lane_multiply_rows<2>(ws, i, from, n, wu, tau), i += 2;
-  if (i < m) lane_multiply_rows<1>(ws, i, from, n, wu, tau);
+  for (; i + 8 <= m; i += 8) lane_multiply_rows<8, compensated>(ws, i, from, n, wu, tau);
+  if (i + 4 <= m) lane_multiply_rows<4, compensated>(ws, i, from, n, wu, tau), i += 4;
+  if (i + 2 <= m) lane_multiply_rows<2, compensated>(ws, i, from, n, wu, tau), i += 2;
+  if (i < m) lane_multiply_rows<1, compensated>(ws, i, from, n, wu, tau);
 }
 
 // ws.a -> d, e (stride all_lanes): bidiagonalize() on `lanes` matrices at once.
 template <bool compensated>
 static void bidiagonalize_lanes(GroupWorkspace ws, int64_t m, int64_t n, double* d, double* e) {
-  const Reals zero{}, one = zero + 1.0;
   for (int64_t k = 0; k < n; ++k) {
     for (int64_t i = k; i < m; ++i) {
       Reals x = Lane::load(ws.a + (i * ws.ld + k) * lanes);
@@ -151,32 +175,24 @@ static void bidiagonalize_lanes(GroupWorkspace ws, int64_t m, int64_t n, double*
       }
       Lane::store(ws.v_next + i * lanes, x);
     }
-    const double* below = ws.v_next + (k + 1) * lanes;
-    const LaneReflector left =
-        make_lane_reflector(Lane::load(ws.v_next + k * lanes), lane_dot<compensated>(below, below, m - k - 1));
+    const LaneReflector left = make_lane_reflector<compensated>(ws.v_next + k * lanes, m - k);
     Lane::store(d + k * all_lanes, left.beta);
     if (k + 1 == n) break;
-    Lane::store(ws.v_next + k * lanes, one);
-    for (int64_t i = k + 1; i < m; ++i) Lane::store(ws.v_next + i * lanes, Lane::load(ws.v_next + i * lanes) * left.inverse);
 
     if (k == 0)
-      lane_pass1<false>(ws, k, m, k + 1, n);
+      lane_pass1<compensated, false>(ws, k, m, k + 1, n);
     else
-      lane_pass1<true>(ws, k, m, k + 1, n);
+      lane_pass1<compensated, true>(ws, k, m, k + 1, n);
     for (int64_t j = k + 1; j < n; ++j) {
       const Reals w = left.tau * Lane::load(ws.sum + j * lanes);
       Lane::store(ws.w + j * lanes, w);
       Lane::store(ws.u + j * lanes, Lane::load(ws.a + (k * ws.ld + j) * lanes) - w);
     }
 
-    const double* beyond = ws.u + (k + 2) * lanes;
-    const LaneReflector right =
-        make_lane_reflector(Lane::load(ws.u + (k + 1) * lanes), lane_dot<compensated>(beyond, beyond, n - k - 2));
+    const LaneReflector right = make_lane_reflector<compensated>(ws.u + (k + 1) * lanes, n - k - 1);
     Lane::store(e + k * all_lanes, right.beta);
-    Lane::store(ws.u + (k + 1) * lanes, one);
-    for (int64_t j = k + 2; j < n; ++j) Lane::store(ws.u + j * lanes, Lane::load(ws.u + j * lanes) * right.inverse);
     const Reals wu = lane_dot<compensated>(ws.w + (k + 1) * lanes, ws.u + (k + 1) * lanes, n - k - 1);
-    lane_pass2(ws, k + 1, m, k + 1, n, wu, right.tau);
+    lane_pass2<compensated>(ws, k + 1, m, k + 1, n, wu, right.tau);
 
     double* swap = ws.v;
     ws.v = ws.v_next;
@@ -230,7 +246,7 @@ static void svdvals_group_of(const MatrixView* matrices, int64_t count, Scalar* 
     Lane::store(ws.dqds.q + i, d * d), Lane::store(ws.dqds.e + i, e * e);
     Lane::store(ws.dqds.q_next + i, Reals{}), Lane::store(ws.dqds.e_next + i, Reals{});
   }
-  const uint64_t unfinished = dqds_lanes<Scalar>(ws.dqds, n);
+  const uint64_t unfinished = compensated ? ~uint64_t{0} : dqds_lanes<Scalar>(ws.dqds, n);
 
   for (int64_t i = 0; i < count; ++i, values += n) {
     const LaneScales& scale = scales[i / lanes];
