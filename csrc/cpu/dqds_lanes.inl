@@ -5,8 +5,8 @@
 //   d_1 = q_1 - s,   q'_i = d_i + e_i,   e'_i = e_i q_{i+1} / q'_i,   d_{i+1} = d_i q_{i+1} / q'_i - s,   q'_n = d_n,
 //
 // and turns B^T B into a similar matrix minus s I, each entry with a few roundings relative to itself, as long as no d_i is
-// negative, that is s <= lambda_min. A sweep with s close to lambda_min makes the last e vanish, and q_n plus the sum of the shifts
-// is an eigenvalue.
+// negative, that is s <= lambda_min. A sweep with s close to lambda_min makes the last e vanish, and q_n plus the sum of the
+// shifts is an eigenvalue.
 //
 // The shift comes from the previous sweep. G = (B B^T)^-1 has the diagonal g_i and the sums of squares h_i above it in column i
 //
@@ -19,8 +19,9 @@
 // is a lower bound of lambda_min that converges cubically. Rounding may carry it beyond: then the lane takes back its sweep and
 // tries a smaller one (Parlett & Marques 2000). All sums run forward, so they also stand ready for the block above a split.
 //
-// A lane works on the last block [lo, hi] that no e = 0 divides; a split leaves minus the block's sum of shifts in the place of e.
-// Lanes never mix: a finished one is carried along unchanged. A lane that has not finished after `sweep_limit` is left to bisection.
+// A lane works on the last block [lo, hi] that no e = 0 divides; a split leaves minus the block's sum of shifts in the place of
+// e. Lanes never mix: a finished one is carried along unchanged. A lane that has not finished after `sweep_limit` is left to
+// bisection.
 //
 // About 3 sweeps of half the length a value. Chain of one step: add, divide, multiply-add; `packs` registers hide its latency.
 // Ladder (32 x 32, AMD Zen 5, AVX-512, a matrix): bisection one matrix at a time -> one register in lockstep -> two.

@@ -2,8 +2,8 @@
 // scalar is a register of `lanes` of them, from as many matrices.
 //
 // A matrix of order 32 is too short for registers along its rows: the reflectors are a chain of scalars, and every row ends in a
-// half-empty register. Across matrices there are no remainders and no sums over a register, and a tile of entries sits in registers
-// with the coefficients of its rows and columns:
+// half-empty register. Across matrices there are no remainders and no sums over a register, and a tile of entries sits in
+// registers with the coefficients of its rows and columns:
 //   pass 1  A <- A - v w^T - y u^T,  sum <- A^T v_next    all rows by 4 columns: 12 flops-and-adds for 7 loads and 4 stores
 //   pass 2  A u                                           8 rows at a time
 // Arithmetic is in double (svdvals.inl says why), lanes x m x n x 8 bytes for a group: L1 up to order 26 with AVX-512, then L2.
@@ -38,8 +38,8 @@ struct GroupWorkspace {
   }
 };
 
-// sum <- sum + x. Where the output is as wide as the arithmetic what is lost is put back (Kahan 1965): reflectors whose errors are
-// common to all entries, and sums of equal terms, would make ones(64, 64) err 6 eps instead of 2.
+// sum <- sum + x. Where the output is as wide as the arithmetic what is lost is put back (Kahan 1965): reflectors whose errors
+// are common to all entries, and sums of equal terms, would make ones(64, 64) err 6 eps instead of 2.
 template <bool compensated>
 static inline void add(Reals& sum, Reals& lost, Reals x) {
   if constexpr (compensated) {
@@ -71,14 +71,22 @@ static inline Reals lane_dot(const double* x, const double* y, int64_t n) {
   return sum[0] - lost[0];
 }
 
+// H = I - v v^T / half, half = v^T v / 2.
+template <bool compensated>
 struct LaneReflector {
-  Reals beta, tau;
+  Reals beta, half, tau;
+
+  // In float64 a quotient, since the rounding of tau would be common to all entries.
+  inline Reals scale(Reals x) const {
+    if constexpr (compensated) return x / half;
+    return x * tau;
+  }
 };
 
-// x_0 .. x_{n-1}, n > 0 -> v, in place (householder.inl). Where the output is as wide as the arithmetic, tau = 2 / v^T v belongs to
-// the rounded v: what scaling by 1 / (x_0 - beta) errs is common to all of v, and would leave H less orthogonal.
+// x_0 .. x_{n-1}, n > 0 -> v, in place (householder.inl). In float64 v^T v is that of the rounded v: what scaling by 1 / (x_0 -
+// beta) errs is common to all of v too, and would leave H less orthogonal.
 template <bool compensated>
-static inline LaneReflector make_lane_reflector(double* x, int64_t n) {
+static inline LaneReflector<compensated> make_lane_reflector(double* x, int64_t n) {
   const Reals zero{}, one = zero + 1.0;
   const Reals x0 = Lane::load(x), rest_squared = lane_dot<compensated>(x + lanes, x + lanes, n - 1);
   const Masks none = rest_squared < negligible_squared;
@@ -86,12 +94,12 @@ static inline LaneReflector make_lane_reflector(double* x, int64_t n) {
   const Reals beta = x0 < zero ? norm : -norm, inverse = none ? zero : one / (none ? one : x0 - beta);
   Lane::store(x, one);
   for (int64_t i = 1; i < n; ++i) Lane::store(x + i * lanes, Lane::load(x + i * lanes) * inverse);
-  Reals tau;
-  if constexpr (compensated)
-    tau = 2.0 / (one + lane_dot<true>(x + lanes, x + lanes, n - 1));
-  else
-    tau = (beta - x0) / (none ? one : beta);
-  return {none ? x0 : beta, none ? zero : tau};
+  if constexpr (compensated) {
+    const Reals half = 0.5 * lane_dot<true>(x, x, n);
+    return {none ? x0 : beta, none ? zero + __builtin_inf() : half, zero};
+  }
+  const Reals tau = (beta - x0) / (none ? one : beta);
+  return {none ? x0 : beta, zero, none ? zero : tau};
 }
 
 // Terms in a plain running sum, before it goes into the compensated one.
@@ -137,7 +145,8 @@ static inline void lane_pass1(const GroupWorkspace& ws, int64_t first, int64_t m
 
 // Pass 2 on `height` rows: y_i <- tau (a_i . u - v_i wu).
 template <int height, bool compensated>
-static inline void lane_multiply_rows(const GroupWorkspace& ws, int64_t i, int64_t from, int64_t n, Reals wu, Reals tau) {
+static inline void lane_multiply_rows(const GroupWorkspace& ws, int64_t i, int64_t from, int64_t n, Reals wu,
+                                      const LaneReflector<compensated>& right) {
   Reals total[height] = {};
   const double* const a = ws.a + i * ws.ld * lanes;
   for (int64_t block = from; block < n; block += lane_block<compensated>) {
@@ -151,16 +160,17 @@ static inline void lane_multiply_rows(const GroupWorkspace& ws, int64_t i, int64
   }
   for (int r = 0; r < height; ++r) {
     const Reals rest = total[r] - Lane::load(ws.v_next + (i + r) * lanes) * wu;
-    Lane::store(ws.y_next + (i + r) * lanes, tau * rest);
+    Lane::store(ws.y_next + (i + r) * lanes, right.scale(rest));
   }
 }
 
 template <bool compensated>
-static inline void lane_pass2(const GroupWorkspace& ws, int64_t i, int64_t m, int64_t from, int64_t n, Reals wu, Reals tau) {
-  for (; i + 8 <= m; i += 8) lane_multiply_rows<8, compensated>(ws, i, from, n, wu, tau);
-  if (i + 4 <= m) lane_multiply_rows<4, compensated>(ws, i, from, n, wu, tau), i += 4;
-  if (i + 2 <= m) lane_multiply_rows<2, compensated>(ws, i, from, n, wu, tau), i += 2;
-  if (i < m) lane_multiply_rows<1, compensated>(ws, i, from, n, wu, tau);
+static inline void lane_pass2(const GroupWorkspace& ws, int64_t i, int64_t m, int64_t from, int64_t n, Reals wu,
+                              const LaneReflector<compensated>& right) {
+  for (; i + 8 <= m; i += 8) lane_multiply_rows<8, compensated>(ws, i, from, n, wu, right);
+  if (i + 4 <= m) lane_multiply_rows<4, compensated>(ws, i, from, n, wu, right), i += 4;
+  if (i + 2 <= m) lane_multiply_rows<2, compensated>(ws, i, from, n, wu, right), i += 2;
+  if (i < m) lane_multiply_rows<1, compensated>(ws, i, from, n, wu, right);
 }
 
 // ws.a -> d, e (stride all_lanes): bidiagonalize() on `lanes` matrices at once.
@@ -175,7 +185,7 @@ static void bidiagonalize_lanes(GroupWorkspace ws, int64_t m, int64_t n, double*
       }
       Lane::store(ws.v_next + i * lanes, x);
     }
-    const LaneReflector left = make_lane_reflector<compensated>(ws.v_next + k * lanes, m - k);
+    const LaneReflector<compensated> left = make_lane_reflector<compensated>(ws.v_next + k * lanes, m - k);
     Lane::store(d + k * all_lanes, left.beta);
     if (k + 1 == n) break;
 
@@ -184,15 +194,15 @@ static void bidiagonalize_lanes(GroupWorkspace ws, int64_t m, int64_t n, double*
     else
       lane_pass1<compensated, true>(ws, k, m, k + 1, n);
     for (int64_t j = k + 1; j < n; ++j) {
-      const Reals w = left.tau * Lane::load(ws.sum + j * lanes);
+      const Reals w = left.scale(Lane::load(ws.sum + j * lanes));
       Lane::store(ws.w + j * lanes, w);
       Lane::store(ws.u + j * lanes, Lane::load(ws.a + (k * ws.ld + j) * lanes) - w);
     }
 
-    const LaneReflector right = make_lane_reflector<compensated>(ws.u + (k + 1) * lanes, n - k - 1);
+    const LaneReflector<compensated> right = make_lane_reflector<compensated>(ws.u + (k + 1) * lanes, n - k - 1);
     Lane::store(e + k * all_lanes, right.beta);
     const Reals wu = lane_dot<compensated>(ws.w + (k + 1) * lanes, ws.u + (k + 1) * lanes, n - k - 1);
-    lane_pass2<compensated>(ws, k + 1, m, k + 1, n, wu, right.tau);
+    lane_pass2<compensated>(ws, k + 1, m, k + 1, n, wu, right);
 
     double* swap = ws.v;
     ws.v = ws.v_next;

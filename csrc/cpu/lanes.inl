@@ -1,7 +1,8 @@
 // Matrices side by side: entry (i, j) of `lanes` matrices is one register, and the registers are stored row by row.
 //
-// Reading is a transposition: `lanes` consecutive entries of each of `lanes` matrices become `lanes` registers in log2(lanes) rounds
-// of perfect shuffles. The largest magnitude of a matrix, its finiteness and its scaling (load.inl) are then lane arithmetic.
+// Reading is a transposition: `lanes` consecutive entries of each of `lanes` matrices become `lanes` registers in log2(lanes)
+// rounds of perfect shuffles. The largest magnitude of a matrix, its finiteness and its scaling (load.inl) are then lane
+// arithmetic.
 
 typedef Simd<double> Lane;
 typedef Lane::Vector Reals;
@@ -67,15 +68,14 @@ struct LaneScales {
   bool finite[lanes];
 };
 
-// `count` <= lanes matrices of one shape and one element type into work (m x ld registers); zeros in the other lanes, and in place of
-// matrices that are not finite.
+// `count` <= lanes matrices of one shape and one element type into work (m x ld registers); zeros in the other lanes, and in
+// place of matrices that are not finite.
 template <typename Element>
 static LaneScales load_lanes(const TallView* a, int64_t count, double* work, int64_t ld) {
   typedef typename Element::Bits Bits;
   const int64_t m = a[0].m, n = a[0].n;
   bool same_strides = true;
-  for (int64_t l = 1; l < count; ++l)
-    same_strides &= a[l].row_stride == a[0].row_stride && a[l].col_stride == a[0].col_stride;
+  for (int64_t l = 1; l < count; ++l) same_strides &= a[l].row_stride == a[0].row_stride && a[l].col_stride == a[0].col_stride;
   const bool by_rows = !same_strides || a[0].row_stride >= a[0].col_stride;
   // A matrix without gaps is one long row, as long as the rows of `work` have none.
   const bool dense = same_strides && a[0].col_stride == 1 && a[0].row_stride == n && ld == n;
