@@ -46,7 +46,7 @@ class build_ext(pybind11_build_ext):
 def main() -> None:
     several = len(isa_flags()) > 1
     kernels = ["simd", "team", "load", "householder", "update", "reduce", "bidiagonal", "values", "svdvals"]
-    kernels += ["lanes", "dqds_lanes", "group", "isa"]
+    kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "isa"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
         ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"],

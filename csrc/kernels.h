@@ -16,8 +16,19 @@
 //   workspace    one block for each matrix in work, workspace_bytes(rows, cols, threads of its team) long, aligned to
 //                workspace_alignment.
 //   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 8/3 n^3 where `reduce` runs first (m > 5/3 n).
-//   determinism  the values depend on the matrix and the instruction set alone, not on threads, batch or neighbours.
+//   determinism  the values depend on the matrix and the instruction set alone, not on threads, place or neighbours; on the
+//   length
+//                of a batch only through group_size.
 //   errors       none are raised below the bindings; a kernel never allocates.
+//
+//   svdvals_group  the same for `count` <= group_size small matrices of one shape and element type, one to a SIMD lane.
+//
+//   mathematics  Householder bidiagonalization, then dqds with Laguerre shifts, all lanes in lockstep, always in double; float64
+//                values are bisected to the last bit. Lanes never mix.
+//   workspace    one block a group, group_workspace_bytes long: lanes x m x n doubles, and O((m + n) lanes) more.
+//   cost         a matrix: 4 m n^2 - 4/3 n^3 flops and some 2 n^2 divisions (float64: 10 n^2). An incomplete group takes as long
+//   as
+//                a full one.
 #pragma once
 
 #include <cstddef>

@@ -21,6 +21,7 @@ namespace {
 #include "svdvals.inl"
 #include "lanes.inl"
 #include "dqds_lanes.inl"
+#include "refine_lanes.inl"
 #include "group.inl"
 
 }  // namespace
