@@ -23,8 +23,9 @@
 // e. Lanes never mix: a finished one is carried along unchanged. A lane that has not finished after `sweep_limit` is left to
 // bisection.
 //
-// About 3 sweeps of half the length a value. Chain of one step: add, divide, multiply-add; `packs` registers hide its latency.
-// Ladder (32 x 32, AMD Zen 5, AVX-512, a matrix): bisection one matrix at a time -> one register in lockstep -> two.
+// 4 sweeps of half the length a value, on Gaussian matrices, until the slowest of 16 lanes is done. A row is a chain of add,
+// divide, multiply-add; `packs` registers side by side hide half of it, and the recurrences of the traces the rest. Rows that are
+// inner ones in all lanes need no masks. group.inl has the ladder.
 
 static constexpr int64_t largest_group_order = 64;  // the starts of a lane's blocks are the bits of one word
 
@@ -78,8 +79,8 @@ static inline void dqds_rows(const DqdsLanes& z, DqdsSweep& w, int64_t first, in
       Masks negative = d < zero;
       if constexpr (masked) negative &= inner;
       w.early[r] |= negative;
-      const Reals pivot = larger(d, zero + zero_pivot);
-      const Reals q_new = pivot + (!masked ? e : inner ? e : zero);
+      // As if d were at least zero_pivot, but beside the chain of dependent operations.
+      const Reals pivot = d + zero_pivot, q_new = d + ((!masked ? e : inner ? e : zero) + zero_pivot);
       const Reals inverse = one / q_new;
       const Reals ratio = narrow ? below * inverse : below / q_new;
       const Reals e_new = e * ratio;
@@ -218,7 +219,7 @@ static uint64_t dqds_lanes(DqdsLanes z, int64_t n) {
     state.failures[l] = 0;
     settle(z, state, l);
   }
-  const int64_t sweep_limit = 16 * n + 32;  // about 3 n are needed
+  const int64_t sweep_limit = 16 * n + 32;  // about 4 n are needed
   uint64_t unfinished = 0;
   for (int64_t sweep = 0;; ++sweep) {
     int64_t highest_lo = 0, lowest_hi = n, highest_hi = -1;

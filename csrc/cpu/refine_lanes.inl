@@ -1,6 +1,6 @@
-// The values of dqds_lanes.inl to the last bit. A sweep rounds, and some 3 n of them leave errors of several units (7 eps sigma_1 at n = 64). Where the output is as wide as
-// the arithmetic they are mended: bisection on Sturm counts of the first bidiagonal (values.inl), from a bracket of 2^-46 either
-// side to 2^-54. 8 n^2 divisions, `values_at_once` chains of them side by side.
+// The values of dqds_lanes.inl to the last bit. A sweep rounds, and some 3 n of them leave errors of several units (7 eps sigma_1
+// at n = 64). Where the output is as wide as the arithmetic they are mended: bisection on Sturm counts of the first bidiagonal
+// (values.inl), from a bracket of 2^-46 either side to 2^-54. 8 n^2 divisions, `values_at_once` chains of them side by side.
 //
 // d, e: the bidiagonal, entries `all_lanes` apart. q, e2: n x all_lanes of workspace. sigma: descending, refined in place.
 static void refine_lanes(const double* d, const double* e, int64_t n, double* q, double* e2, double* sigma) {
