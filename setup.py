@@ -45,7 +45,10 @@ class build_ext(pybind11_build_ext):
 
 def main() -> None:
     several = len(isa_flags()) > 1
-    kernels = ["simd", "team", "blocks", "load", "householder", "direct_update", "direct_reduce", "direct", "update", "panel", "reduce", "band", "bidiagonal", "values", "svdvals", "group", "isa"]
+    kernels = ["simd", "arena", "team", "blocks", "load", "householder"]
+    kernels += ["direct_update", "direct_reduce", "direct"]
+    kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "svdvals"]
+    kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "isa"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
         ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"],

@@ -13,11 +13,19 @@
 //   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the output type,
 //                or twice the error of LAPACK on the same matrix where that is larger. A few matrices miss it by up to about
 //                a factor of two (README, Limits): small ones in float64, where there is no wider arithmetic to compute them in.
-//   workspace    one block for each matrix in work, workspace_bytes(rows, cols, threads of its team) long, aligned to
-//                workspace_alignment.
+//   workspace    one block for each matrix in work, workspace_bytes(rows, cols) long, aligned to workspace_alignment.
 //   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 8/3 n^3 where `reduce` runs first (m > 5/3 n).
-//   determinism  the values depend on the matrix and the instruction set alone, not on threads, batch or neighbours.
+//   determinism  the values depend on the matrix and the instruction set alone, not on threads, place or neighbours; on the
+//                length of a batch only through group_size.
 //   errors       none are raised below the bindings; a kernel never allocates.
+//
+//   svdvals_group  the same for `count` <= group_size small matrices of one shape and element type, one to a SIMD lane.
+//
+//   mathematics  Householder bidiagonalization, then dqds with Laguerre shifts, all lanes in lockstep, always in double; float64
+//                values are bisected to the last bit. Lanes never mix.
+//   workspace    one block a group, group_workspace_bytes long: lanes x m x n doubles, and O((m + n) lanes) more.
+//   cost         a matrix: 4 m n^2 - 4/3 n^3 flops and some 2 n^2 divisions (float64: 10 n^2). An incomplete group takes as
+//                long as a full one.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +40,8 @@ constexpr int32_t info_nonfinite = 1;
 constexpr int32_t info_cancelled = 2;  // never seen by the caller of a batch: the call raises
 
 constexpr std::size_t workspace_alignment = 64;
+
+constexpr int64_t largest_group = 16;
 
 // One matrix, wherever it lies in memory.
 struct MatrixView {
@@ -53,10 +63,10 @@ struct Team {
 // What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
 template <typename Scalar>
 struct Kernels {
-  std::size_t (*workspace_bytes)(int64_t rows, int64_t cols, int threads);
+  std::size_t (*workspace_bytes)(int64_t rows, int64_t cols);
   void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace, const Team& team);
 
-  // Small matrices go through in groups, one to a lane. group_size is 1 where that does not pay.
+  // Small matrices go through in groups, one to a lane. group_size, at most largest_group, is 1 where that does not pay.
   int64_t (*group_size)(int64_t rows, int64_t cols, int64_t batch);
   std::size_t (*group_workspace_bytes)(int64_t rows, int64_t cols);
   void (*svdvals_group)(const MatrixView* matrices, int64_t count, Scalar* values, int32_t* info, void* workspace);

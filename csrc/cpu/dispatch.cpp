@@ -129,47 +129,55 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
   }
 
   const Kernels<Scalar>& kernel = kernels<Scalar>();
+  // A unit is what one kernel call computes: a matrix, or a group of small ones.
+  const int64_t group = kernel.group_size(rows, cols, count);
+  const int64_t units = (count + group - 1) / group;
   const bool shared = k >= shared_size;
-  Crew crew(static_cast<int>(shared ? threads : std::min<int64_t>(threads, count)), interrupted);
-  // Full rounds of one matrix a thread; where the last round would leave half of the threads or more idle, its matrices have
+  Crew crew(static_cast<int>(shared ? threads : std::min<int64_t>(threads, units)), interrupted);
+  // Full rounds of one unit a thread; where the last round would leave half of the threads or more idle, its matrices have
   // all of them, one after the other.
-  const int64_t last_round = count % crew.threads();
+  const int64_t last_round = units % crew.threads();
   const int64_t together = shared && 2 * last_round <= crew.threads() ? last_round : 0;
-  const int64_t apart = count - together;
+  const int64_t apart = units - together;
 
   // Worker w's workspace. The first serves what the threads do together, too.
-  const std::size_t bytes_apart = apart ? kernel.workspace_bytes(rows, cols, 1) : 0;
-  const std::size_t bytes_together = together ? kernel.workspace_bytes(rows, cols, crew.threads()) : 0;
+  const std::size_t bytes = group > 1 ? kernel.group_workspace_bytes(rows, cols) : kernel.workspace_bytes(rows, cols);
   std::vector<std::unique_ptr<char, Free>> workspaces;
-  workspaces.push_back(allocate(std::max(bytes_apart, bytes_together)));
-  while (static_cast<int64_t>(workspaces.size()) < std::min<int64_t>(apart, crew.threads()))
-    workspaces.push_back(allocate(bytes_apart));
+  do workspaces.push_back(allocate(bytes));
+  while (static_cast<int64_t>(workspaces.size()) < std::min<int64_t>(apart, crew.threads()));
 
   const char* data = static_cast<const char*>(batch.data);
   const std::size_t size = element_bytes(batch.element);
-  const auto compute = [&](int64_t index, int worker, const Team& team) {
+  const auto matrix_at = [&](int64_t index) {
     int64_t offset = 0, rest = index;
     for (std::size_t d = batch_dims; d-- > 0;) {
       offset += rest % batch.shape[d] * batch.strides[d];
       rest /= batch.shape[d];
     }
-    const MatrixView matrix{data + offset * static_cast<int64_t>(size),
-                            batch.element,
-                            rows,
-                            cols,
-                            batch.strides[batch_dims],
-                            batch.strides[batch_dims + 1]};
-#ifdef SF_POISON  // tests/test_build.py: NaN wherever a kernel has not written
-    std::memset(workspaces[worker].get(), 0xff, team.threads == 1 ? bytes_apart : bytes_together);
-    std::memset(values + index * k, 0xff, static_cast<std::size_t>(k) * sizeof(Scalar));
-#endif
-    kernel.svdvals(matrix, values + index * k, info + index, workspaces[worker].get(), team);
+    return MatrixView{data + offset * static_cast<int64_t>(size),
+                      batch.element,
+                      rows,
+                      cols,
+                      batch.strides[batch_dims],
+                      batch.strides[batch_dims + 1]};
   };
-  crew.run(apart, [&](int64_t index, int worker) {
+  const auto compute = [&](int64_t unit, int worker, const Team& team) {
+    void* const workspace = workspaces[worker].get();
+    const int64_t first = unit * group, members = std::min(group, count - first);
+#ifdef SF_POISON  // tests/test_build.py: NaN wherever a kernel has not written
+    std::memset(workspace, 0xff, bytes);
+    std::memset(values + first * k, 0xff, static_cast<std::size_t>(members * k) * sizeof(Scalar));
+#endif
+    if (group == 1) return kernel.svdvals(matrix_at(first), values + first * k, info + first, workspace, team);
+    MatrixView matrices[largest_group];
+    for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(first + i);
+    kernel.svdvals_group(matrices, members, values + first * k, info + first, workspace);
+  };
+  crew.run(apart, [&](int64_t unit, int worker) {
     const Team team = crew.alone(worker);
-    if (!team.cancelled(team.pool)) compute(index, worker, team);
+    if (!team.cancelled(team.pool)) compute(unit, worker, team);
   });
-  for (int64_t index = apart; index < count && !crew.poll(); ++index) compute(index, 0, crew.together());
+  for (int64_t unit = apart; unit < units && !crew.poll(); ++unit) compute(unit, 0, crew.together());
 
   if (crew.cancelled()) return Outcome::cancelled;
   return std::all_of(info, info + count, [](int32_t status) { return status == info_ok; }) ? Outcome::all_ok

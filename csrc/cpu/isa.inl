@@ -13,6 +13,7 @@ namespace spectral_fast {
 namespace {
 
 #include "simd.inl"
+#include "arena.inl"
 #include "team.inl"
 #include "blocks.inl"
 #include "load.inl"
@@ -27,6 +28,9 @@ namespace {
 #include "bidiagonal.inl"
 #include "values.inl"
 #include "svdvals.inl"
+#include "lanes.inl"
+#include "dqds_lanes.inl"
+#include "refine_lanes.inl"
 #include "group.inl"
 
 }  // namespace
@@ -39,8 +43,8 @@ namespace {
 extern const KernelTable SF_JOIN(kernels_, SF_ISA_NAME);
 const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     SF_STRING(SF_ISA_NAME),
-    {svdvals_workspace_bytes<float>, svdvals_float32, group_size<float>, group_workspace_bytes<float>, svdvals_group<float>},
-    {svdvals_workspace_bytes<double>, svdvals_float64, group_size<double>, group_workspace_bytes<double>, svdvals_group<double>},
+    {svdvals_workspace_bytes<float>, svdvals_float32, group_size<float>, group_workspace_bytes<float>, svdvals_group_float32},
+    {svdvals_workspace_bytes<double>, svdvals_float64, group_size<double>, group_workspace_bytes<double>, svdvals_group_float64},
 };
 
 }  // namespace spectral_fast

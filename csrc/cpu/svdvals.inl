@@ -9,34 +9,11 @@ static inline bool reduce_first(int64_t m, int64_t n) { return 3 * m > 5 * n; }
 // values are equal (3.2 eps seen at n = 64), more than the 2 eps promised up to this size.
 static constexpr int64_t direct_size = 128;
 
-// Hands out consecutive aligned pieces; with base == nullptr it only adds up their size.
-struct Arena {
-  char* base;
-  std::size_t used;
-
-  template <typename U>
-  U* take(int64_t count) {
-    char* p = base ? base + used : nullptr;
-    used += (static_cast<std::size_t>(count) * sizeof(U) + workspace_alignment - 1) / workspace_alignment * workspace_alignment;
-    return reinterpret_cast<U*>(p);
-  }
-};
-
 struct BidiagonalForm {
   double *d, *e;  // n, n - 1
   ValuesWorkspace values;
 
-  BidiagonalForm(Arena& arena, int64_t n) {
-    d = arena.take<double>(n);
-    e = arena.take<double>(n);
-    double** const diagonals[] = {&values.q, &values.e2, &values.qe2, &values.squares};
-    for (double** diagonal : diagonals) *diagonal = arena.take<double>(n);
-    values.x = arena.take<double>(round_up(n, shifts));
-    values.below = arena.take<int64_t>(round_up(n, shifts));
-    values.at = arena.take<Derivatives>(round_up(n, shifts));
-    values.cells = arena.take<Cell>(n);
-    values.next = arena.take<Cell>(n);
-  }
+  BidiagonalForm(Arena& arena, int64_t n) : d(arena.take<double>(n)), e(arena.take<double>(n)), values(arena, n) {}
 };
 
 struct DirectWorkspaces {
@@ -106,7 +83,7 @@ struct TwoStageWorkspaces {
 };
 
 template <typename Scalar>
-static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols, int) {
+static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols) {
   const TallView a = tall_view(MatrixView{nullptr, ElementType::float32, rows, cols, 0, 0});
   Arena arena{nullptr, 0};
   if (a.n <= direct_size)

@@ -65,6 +65,16 @@ struct ValuesWorkspace {
   int64_t* below;                  // values below them
   Derivatives* at;
   Cell *cells, *next;  // n
+
+  ValuesWorkspace(Arena& arena, int64_t n) {
+    double** const diagonals[] = {&q, &e2, &qe2, &squares};
+    for (double** diagonal : diagonals) *diagonal = arena.take<double>(n);
+    x = arena.take<double>(round_up(n, shifts));
+    below = arena.take<int64_t>(round_up(n, shifts));
+    at = arena.take<Derivatives>(round_up(n, shifts));
+    cells = arena.take<Cell>(n);
+    next = arena.take<Cell>(n);
+  }
 };
 
 // Counts and derivatives at `shifts` points from x[first] on.
