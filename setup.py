@@ -37,7 +37,7 @@ class build_ext(pybind11_build_ext):
             ext.extra_objects += self.compiler.compile(
                 [f"csrc/cpu/isa_{isa}.cpp"],
                 output_dir=self.build_temp,
-                extra_postargs=[*COMMON_FLAGS, "-std=c++17", "-fvisibility=hidden", *flags],
+                extra_postargs=[*COMMON_FLAGS, "-std=c++17", "-fno-exceptions", "-fvisibility=hidden", *flags],
                 depends=ext.depends,
             )
         super().build_extension(ext)

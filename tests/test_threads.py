@@ -183,7 +183,7 @@ LONG_CALLS = {
     "kind",
     [
         "batch",
-        pytest.param("one", marks=pytest.mark.xfail(reason="no stage of the kernels polls yet", strict=True)),
+        "one",
     ],
 )
 def test_ctrl_c_ends_a_long_call(kind: str, threads: int) -> None:

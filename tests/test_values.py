@@ -12,7 +12,7 @@ import spectral_fast as sf
 
 Array = np.ndarray
 Bidiagonal = tuple[Array, Array]  # diagonal, superdiagonal
-SIZES = (2, 3, 8, 33, 70)  # 33 and 70 leave a remainder in every register width
+SIZES = (9, 33, 70)  # 33 and 70 leave a remainder in every register width; smaller matrices go in groups
 
 
 def gaussian(n: int, rng: np.random.Generator) -> Bidiagonal:

@@ -38,9 +38,9 @@ struct Float16 {
   static constexpr Bits magnitude = 0x7fff, infinity = 0x7c00;
   // Move exponent and mantissa into float32's places; multiplying by 2^112 mends the bias, for subnormals too.
   static inline float value(Bits b) {
-    const uint32_t sign = static_cast<uint32_t>(b & 0x8000) << 16;
-    const float scaled = Float32::value(static_cast<uint32_t>(b & magnitude) << 13) * 0x1p112f;
-    return sign ? -scaled : scaled;
+    const uint32_t bits = static_cast<uint32_t>(b & magnitude) << 13;
+    const float x = (b & magnitude) < infinity ? Float32::value(bits) * 0x1p112f : Float32::value(bits | Float32::infinity);
+    return b & 0x8000 ? -x : x;
   }
 };
 
