@@ -25,7 +25,7 @@ def test_units_share_no_function(isa: str, tmp_path: Path) -> None:
     # -O0 inlines nothing: every function that could be shared shows.
     flags = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]}
     subprocess.run(
-        ["c++", "-std=c++17", "-O0", "-Wno-psabi", *flags.get(isa, []), "-c", str(unit), "-o", str(compiled)],
+        ["c++", "-std=c++17", "-O0", "-fno-exceptions", "-Wno-psabi", *flags.get(isa, []), "-c", str(unit), "-o", str(compiled)],
         check=True,
     )
     symbols = subprocess.run(["nm", str(compiled)], check=True, capture_output=True, text=True).stdout

@@ -108,15 +108,19 @@ static void update_strip(int vectors, T* a, int64_t rows, const T* v, const T* w
   }
 }
 
+// `ahead`: the tile that comes next, in another strip, where no hardware prefetcher expects it (2048 x 1056 float32: 195 GF/s
+// instead of 145).
 template <int tile_rows, typename T>
-static inline __attribute__((always_inline)) void multiply_tile(const T* a, int64_t cols, const T* u, T* y) {
+static inline __attribute__((always_inline)) void multiply_tile(const T* a, int64_t cols, const T* u, T* y, const T* ahead) {
   typedef Simd<T> S;
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns, vectors = Blocks<T>::vectors;
+  constexpr int line = 64 / sizeof(T);  // a line a column fetches 16 of the 24 rows of the next tile
   typename S::Vector sum[tile_rows][vectors] = {};
   for (int64_t j = 0; j < cols; ++j) {
     typename S::Vector row[vectors];
     SF_UNROLL
     for (int c = 0; c < vectors; ++c) row[c] = S::load(u + j * b + c * S::lanes);
+    __builtin_prefetch(ahead + j * line);
     SF_UNROLL
     for (int r = 0; r < tile_rows; ++r) {
       SF_UNROLL
@@ -145,12 +149,13 @@ static void multiply_strips(const Strips<T>& a, int64_t first, int64_t rows, int
       const int64_t end = round_down(j, ld) + ld < to ? round_down(j, ld) + ld : to;
       const T* const tile = a.at(first + i, j);
       const T* const rows_of_u = u + (j - from) * b;
+      const T* const ahead = end < to ? a.at(first + i, end) : tile;
       if (step == tile_rows)
-        multiply_tile<tile_rows>(tile, end - j, rows_of_u, y + i * b);
+        multiply_tile<tile_rows>(tile, end - j, rows_of_u, y + i * b, ahead);
       else if (step == 4)
-        multiply_tile<4>(tile, end - j, rows_of_u, y + i * b);
+        multiply_tile<4>(tile, end - j, rows_of_u, y + i * b, ahead);
       else
-        multiply_tile<1>(tile, end - j, rows_of_u, y + i * b);
+        multiply_tile<1>(tile, end - j, rows_of_u, y + i * b, ahead);
       j = end;
     }
     i += step;
