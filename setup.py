@@ -11,6 +11,8 @@ from setuptools import setup
 
 # No -march=native, and nothing that lets the compiler reorder floating-point arithmetic.
 COMMON_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]
+# The kernels neither throw nor let anything through; with exceptions a unit would share a symbol with others.
+KERNEL_FLAGS = [*COMMON_FLAGS, "-std=c++17", "-fno-exceptions", "-fvisibility=hidden"]
 X86_ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -37,7 +39,7 @@ class build_ext(pybind11_build_ext):
             ext.extra_objects += self.compiler.compile(
                 [f"csrc/cpu/isa_{isa}.cpp"],
                 output_dir=self.build_temp,
-                extra_postargs=[*COMMON_FLAGS, "-std=c++17", "-fno-exceptions", "-fvisibility=hidden", *flags],
+                extra_postargs=[*KERNEL_FLAGS, *flags],
                 depends=ext.depends,
             )
         super().build_extension(ext)
@@ -45,7 +47,7 @@ class build_ext(pybind11_build_ext):
 
 def main() -> None:
     several = len(isa_flags()) > 1
-    kernels = ["simd", "arena", "team", "blocks", "load", "householder"]
+    kernels = ["simd", "arena", "team", "heuristics", "blocks", "load", "householder"]
     kernels += ["direct_update", "direct_reduce", "direct"]
     kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "svdvals"]
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "isa"]

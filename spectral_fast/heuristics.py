@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,10 @@ from spectral_fast._ops import DTYPES, REAL_DTYPES
 DRIVERS = ("bidiag", "gram", "jacobi", "torch")
 TORCH_DRIVERS = ("gesvd", "gesvdj", "gesvda")
 
-# Householder QR first pays when m > 5/3 n (Chan 1982); csrc/cpu/svdvals.inl makes the same choice.
+# The CPU path. csrc/cpu/heuristics.inl makes the same choices, with the measurements behind them.
 REDUCE_RATIO = 5 / 3
+DIRECT_SIZE = 128
+GROUPED_SIZE, GROUPED_ENTRIES, GROUPED_BATCH, ALWAYS_GROUPED_ENTRIES = 64, 8192, 16, 64
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,18 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver:
 
 
 def _native_plan(shape: tuple[int, ...], reason: str) -> Plan:
-    long, short = max(shape[-2:]), min(shape[-2:])
-    if long > REDUCE_RATIO * short:
-        return Plan(
-            "cpu",
-            "bidiag",
-            ("reduce", "bidiagonal", "values"),
-            f"{reason}; tall enough for QR first",
-        )
-    return Plan("cpu", "bidiag", ("bidiagonal", "values"), reason)
+    m, n, batch = max(shape[-2:]), min(shape[-2:]), math.prod(shape[:-2])
+    if (
+        n <= GROUPED_SIZE
+        and m * n <= GROUPED_ENTRIES
+        and (batch >= GROUPED_BATCH or m * n <= ALWAYS_GROUPED_ENTRIES)
+    ):
+        return Plan("cpu", "bidiag", ("group",), f"{reason}; small enough for one matrix to a SIMD lane")
+    stages = ["bidiagonal", "values"]
+    if n > DIRECT_SIZE:
+        stages.insert(0, "band")
+        reason += "; large enough for two stages"
+    if m > REDUCE_RATIO * n:
+        stages.insert(0, "reduce")
+        reason += "; tall enough for QR first"
+    return Plan("cpu", "bidiag", tuple(stages), reason)

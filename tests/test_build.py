@@ -24,10 +24,8 @@ def test_units_share_no_function(isa: str, tmp_path: Path) -> None:
     unit, compiled = ROOT / "csrc/cpu" / f"isa_{isa}.cpp", tmp_path / "unit.o"
     # -O0 inlines nothing: every function that could be shared shows.
     flags = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]}
-    subprocess.run(
-        ["c++", "-std=c++17", "-O0", "-fno-exceptions", "-Wno-psabi", *flags.get(isa, []), "-c", str(unit), "-o", str(compiled)],
-        check=True,
-    )
+    common = ["-std=c++17", "-O0", "-fno-exceptions", "-Wno-psabi"]
+    subprocess.run(["c++", *common, *flags.get(isa, []), "-c", str(unit), "-o", str(compiled)], check=True)
     symbols = subprocess.run(["nm", str(compiled)], check=True, capture_output=True, text=True).stdout
     shared = [line for line in symbols.splitlines() if line.split()[-2] in "WwVvu"]
     assert shared == []

@@ -40,12 +40,17 @@ def test_what_is_listed_runs_and_what_is_not_raises(driver: str | None) -> None:
             sf.explain(A.shape, driver=driver)
 
 
+TWO_STAGES = ("band", "bidiagonal", "values")
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "device", "driver", "expected"),
     [
-        ((12, 768, 768), torch.float32, "cpu", None, ("cpu", "bidiag", ("bidiagonal", "values"))),
-        ((3072, 768), torch.bfloat16, "cpu", None, ("cpu", "bidiag", ("reduce", "bidiagonal", "values"))),
-        ((768, 3072), torch.float64, "cpu", "bidiag", ("cpu", "bidiag", ("reduce", "bidiagonal", "values"))),
+        ((12, 768, 768), torch.float32, "cpu", None, ("cpu", "bidiag", TWO_STAGES)),
+        ((100, 128), torch.float32, "cpu", None, ("cpu", "bidiag", ("bidiagonal", "values"))),
+        ((20, 64, 100), torch.float32, "cpu", None, ("cpu", "bidiag", ("group",))),
+        ((3072, 768), torch.bfloat16, "cpu", None, ("cpu", "bidiag", ("reduce", *TWO_STAGES))),
+        ((768, 3072), torch.float64, "cpu", "bidiag", ("cpu", "bidiag", ("reduce", *TWO_STAGES))),
         ((5, 4), torch.float32, "cpu", "torch", ("reference", "torch", ("torch.linalg.svdvals",))),
         ((5, 4), torch.complex64, "cpu", None, ("reference", "torch", ("torch.linalg.svdvals",))),
         ((5, 4), torch.float32, "cuda", None, ("reference", "torch", ("torch.linalg.svdvals",))),
@@ -59,6 +64,16 @@ def test_explain(
     assert (plan.backend, plan.driver) == expected[:2]
     assert expected[2] in (None, plan.stages)
     assert plan.reason in str(plan)
+
+
+def test_explain_names_the_stages_that_run() -> None:
+    """heuristics.py and csrc/cpu/heuristics.inl are two texts of one decision."""
+    for n in (1, 8, 9, 63, 64, 65, 128, 129, 300):
+        for m in (n, n + 1, 5 * n // 3, 5 * n // 3 + 1, 8192 // n, 8192 // n + 1, 7 * n):
+            for batch in (1, 15, 16, 1000):
+                expected = tuple(_cpu.stages(m, n, batch))
+                assert sf.explain((batch, m, n)).stages == expected
+                assert sf.explain((1, batch, n, m)).stages == expected
 
 
 def test_explain_refuses_what_the_call_would() -> None:

@@ -49,6 +49,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("svdvals", &svdvals_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"), py::arg("values"),
         py::arg("info"), py::arg("threads"),
         "Singular values of a batch of matrices at an address; strides count elements. Returns whether every info is 0.");
+  m.def("stages", &stages, py::arg("rows"), py::arg("cols"), py::arg("batch"),
+        "What matrices of a batch go through, in order; \"group\" is all stages, one matrix to a SIMD lane.");
   m.def("built_isas", &built_isas, "Instruction sets compiled into this module, slowest first.");
   m.def("runnable_isas", &runnable_isas, "Instruction sets of built_isas() that this CPU runs.");
   m.def("current_isa", &current_isa, "The instruction set in use.");

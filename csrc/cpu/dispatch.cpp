@@ -20,6 +20,8 @@ extern const KernelTable kernels_avx512;
 
 namespace {
 
+#include "heuristics.inl"
+
 struct Candidate {
   const KernelTable* table;
   bool runnable;
@@ -112,8 +114,15 @@ void use_isa(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not available: this build on this CPU runs " + choices);
 }
 
-// From this size on, several threads inside one matrix pay. (Provisional: measured in svdvals.)
-constexpr int64_t shared_size = 256;
+std::vector<std::string> stages(int64_t rows, int64_t cols, int64_t batch) {
+  const int64_t m = std::max(rows, cols), n = std::min(rows, cols);
+  if (grouped(m, n, batch)) return {"group"};
+  std::vector<std::string> names;
+  if (reduce_first(m, n)) names.push_back("reduce");
+  if (!directly(n)) names.push_back("band");
+  names.insert(names.end(), {"bidiagonal", "values"});
+  return names;
+}
 
 template <typename Scalar>
 Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)()) {
@@ -132,12 +141,12 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
   // A unit is what one kernel call computes: a matrix, or a group of small ones.
   const int64_t group = kernel.group_size(rows, cols, count);
   const int64_t units = (count + group - 1) / group;
-  const bool shared = k >= shared_size;
-  Crew crew(static_cast<int>(shared ? threads : std::min<int64_t>(threads, units)), interrupted);
+  const bool all_inside = shared(k);
+  Crew crew(static_cast<int>(all_inside ? threads : std::min<int64_t>(threads, units)), interrupted);
   // Full rounds of one unit a thread; where the last round would leave half of the threads or more idle, its matrices have
   // all of them, one after the other.
   const int64_t last_round = units % crew.threads();
-  const int64_t together = shared && 2 * last_round <= crew.threads() ? last_round : 0;
+  const int64_t together = all_inside && 2 * last_round <= crew.threads() ? last_round : 0;
   const int64_t apart = units - together;
 
   // Worker w's workspace. The first serves what the threads do together, too.

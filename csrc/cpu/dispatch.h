@@ -25,6 +25,9 @@ std::string current_isa();
 // Throws std::invalid_argument for a name that is not in runnable_isas().
 void use_isa(const std::string& name);
 
+// What matrices of a batch go through, in order. "group" is all stages, one matrix to a SIMD lane.
+std::vector<std::string> stages(int64_t rows, int64_t cols, int64_t batch);
+
 enum class Outcome { all_ok, some_failed, cancelled };
 
 // Scalar is float (float32, float16, bfloat16 input) or double. Throws std::bad_alloc.

@@ -27,7 +27,7 @@
 // divide, multiply-add; `packs` registers side by side hide half of it, and the recurrences of the traces the rest. Rows that are
 // inner ones in all lanes need no masks. group.inl has the ladder.
 
-static constexpr int64_t largest_group_order = 64;  // the starts of a lane's blocks are the bits of one word
+static_assert(grouped_size <= 64, "the starts of a lane's blocks are the bits of one word");
 
 // Pivots below this count as zero; the quotient of an entry and it does not overflow, entries being below 2^80.
 static constexpr double zero_pivot = 0x1p-900;

@@ -286,20 +286,10 @@ static void svdvals_group_of(const MatrixView* matrices, int64_t count, Scalar* 
   }
 }
 
-// The matrices of one pack, half an L2 of 1 MiB. Against one matrix a thread, float32, a batch of 64 on one thread (AMD Zen 5,
-// AVX-512): 64 x 64 3.8 times as fast, 256 x 32 1.5, 500 x 16 1.7, 2048 x 4 3.7.
-static constexpr int64_t group_bytes = 512 * 1024;
-
-// A lonely matrix costs as much as a full pack: on one thread the group wins from a batch of 3 (n = 16) or 4 (n = 32 .. 64) on,
-// and on two threads from twice that, since a group stays on one. Up to 8 x 8 it wins from the first matrix on.
-static constexpr int64_t smallest_grouped_batch = 16, always_grouped_entries = 64;
-
 template <typename Scalar>
 static int64_t group_size(int64_t rows, int64_t cols, int64_t batch) {
   const TallView a = tall_view(MatrixView{nullptr, ElementType::float32, rows, cols, 0, 0});
-  const int64_t entries = a.m * a.n;
-  if (a.n > largest_group_order || entries * lanes * static_cast<int64_t>(sizeof(double)) > group_bytes) return 1;
-  if (entries > always_grouped_entries && batch < smallest_grouped_batch) return 1;
+  if (!grouped(a.m, a.n, batch)) return 1;
   // Short batches in smaller pieces, for several threads.
   return batch >= 4 * all_lanes ? all_lanes : lanes;
 }

@@ -15,6 +15,7 @@ namespace {
 #include "simd.inl"
 #include "arena.inl"
 #include "team.inl"
+#include "heuristics.inl"
 #include "blocks.inl"
 #include "load.inl"
 #include "householder.inl"

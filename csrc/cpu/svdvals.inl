@@ -1,13 +1,5 @@
-// The pipeline of one matrix: load -> reduce (if tall) -> band -> bidiagonal -> values. Up to direct_size columns it is
+// The pipeline of one matrix: load -> reduce (if tall) -> band -> bidiagonal -> values. Where n is small it is
 // load -> reduce (if tall) -> bidiagonal -> values, a column at a time and in double.
-
-// Householder QR first pays when m > 5/3 n (Chan 1982; LAPACK xGESDD's crossover is 11/6).
-static inline bool reduce_first(int64_t m, int64_t n) { return 3 * m > 5 * n; }
-
-// In double, 128 x 128 takes as long directly as in two stages (AMD Zen 5, AVX-512: 0.156 and 0.152 ms before `values`; 64 x 64
-// 0.026 and 0.046, 256 x 256 1.13 and 0.85). And a float32 bidiagonalization errs by up to sqrt(n) / 2 eps sigma_1 where many
-// values are equal (3.2 eps seen at n = 64), more than the 2 eps promised up to this size.
-static constexpr int64_t direct_size = 128;
 
 struct BidiagonalForm {
   double *d, *e;  // n, n - 1
@@ -86,7 +78,7 @@ template <typename Scalar>
 static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols) {
   const TallView a = tall_view(MatrixView{nullptr, ElementType::float32, rows, cols, 0, 0});
   Arena arena{nullptr, 0};
-  if (a.n <= direct_size)
+  if (directly(a.n))
     DirectWorkspaces(arena, a.m, a.n);
   else
     TwoStageWorkspaces<Scalar>(arena, a.m, a.n);
@@ -142,7 +134,7 @@ static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, co
   }
   const int exponent = scale_exponent(Element::value(largest));
   Arena arena{static_cast<char*>(workspace), 0};
-  if (a.n <= direct_size) {
+  if (directly(a.n)) {
     const DirectWorkspaces ws(arena, a.m, a.n);
     if (!bidiagonalize_directly<Element>(ws, a, Scale<double>::of(exponent), team)) return info_cancelled;
     bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
