@@ -15,7 +15,7 @@ TORCH_DRIVERS = ("gesvd", "gesvdj", "gesvda")
 # The CPU path. csrc/cpu/heuristics.inl makes the same choices, with the measurements behind them.
 REDUCE_RATIO = 5 / 3
 DIRECT_SIZE = 128
-GROUPED_SIZE, GROUPED_ENTRIES, GROUPED_BATCH, ALWAYS_GROUPED_ENTRIES = 64, 8192, 16, 64
+GROUPED_SIZE, GROUPED_ENTRIES, GROUPED_BATCH, ALWAYS_GROUPED_ENTRIES = 64, 8192, 8, 64
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_explain_names_the_stages_that_run() -> None:
     """heuristics.py and csrc/cpu/heuristics.inl are two texts of one decision."""
     for n in (1, 8, 9, 63, 64, 65, 128, 129, 300):
         for m in (n, n + 1, 5 * n // 3, 5 * n // 3 + 1, 8192 // n, 8192 // n + 1, 7 * n):
-            for batch in (1, 15, 16, 1000):
+            for batch in (1, 7, 8, 1000):
                 expected = tuple(_cpu.stages(m, n, batch))
                 assert sf.explain((batch, m, n)).stages == expected
                 assert sf.explain((1, batch, n, m)).stages == expected

@@ -113,7 +113,7 @@ template <typename T>
 static void factor_square_panel(const BandWorkspace<T>& ws, T* panel, int64_t rows, T* u) {
   constexpr int b = Blocks<T>::block;
   for (int i = 0; i < b * b; ++i) ws.top[i] = panel[i];
-  factor_panel<true>(panel + b * b, rows - b, ws.top, u + b * b, ws.t);
+  factor_panel<true>(panel + b * b, rows - b, b, ws.top, u + b * b, ws.t);
   for (int r = 0; r < b; ++r) {
     for (int j = 0; j < b; ++j) panel[r * b + j] = r == j ? T(1) : r > j ? static_cast<T>(ws.top[r * b + j]) : T(0);
     double row[b];

@@ -20,7 +20,7 @@ static inline bool shared(int64_t n) { return n > direct_size; }
 //
 // A lonely matrix costs as much as a full register: on one thread the group wins from a batch of 3 (n = 16) or 4 (n = 32 .. 64)
 // on, and on two threads from twice that, since a group stays on one. Up to 8 x 8 it wins from the first matrix on.
-static constexpr int64_t grouped_size = 64, grouped_entries = 8192, grouped_batch = 16, always_grouped_entries = 64;
+static constexpr int64_t grouped_size = 64, grouped_entries = 8192, grouped_batch = 8, always_grouped_entries = 64;
 static inline bool grouped(int64_t m, int64_t n, int64_t batch) {
   return n <= grouped_size && m * n <= grouped_entries && (batch >= grouped_batch || m * n <= always_grouped_entries);
 }

@@ -97,9 +97,10 @@ struct Scale {
 // Of the power of two that brings `largest` to [1, 2).
 static inline int scale_exponent(double largest) { return largest > 0 ? -__builtin_ilogb(largest) : 0; }
 
-// Rows first .. first + count of `a` into `work` (row-major, ld), the columns from n to ld zeroed.
+// Rows first .. first + count of `a` into `work` (row-major, ld), with zeros from column n to padded_n.
 template <typename T, typename Element>
-static void load_rows(const TallView& a, int64_t first, int64_t count, const Scale<T>& scale, T* work, int64_t ld) {
+static void load_rows(const TallView& a, int64_t first, int64_t count, int64_t padded_n, const Scale<T>& scale, T* work,
+                      int64_t ld) {
   typedef typename Element::Bits Bits;
   // A transposed source is contiguous along i: tiles keep its cache lines in use.
   constexpr int64_t tile = 16;
@@ -121,7 +122,7 @@ static void load_rows(const TallView& a, int64_t first, int64_t count, const Sca
       }
     }
     for (int64_t i = i0; i < i1; ++i)
-      for (int64_t j = a.n; j < ld; ++j) work[i * ld + j] = 0;
+      for (int64_t j = a.n; j < padded_n; ++j) work[i * ld + j] = 0;
   }
 }
 
@@ -136,7 +137,7 @@ static void load_strips(const TallView& a, int64_t first, int64_t count, int64_t
       const int64_t cols = j >= a.n ? 0 : j + width < a.n ? width : a.n - j;
       const typename Element::Bits* const corner = static_cast<const typename Element::Bits*>(a.data) + j * a.col_stride;
       const TallView part{corner, a.m, cols, a.row_stride, a.col_stride};
-      load_rows<T, Element>(part, first + i, rows, scale, work.at(i, j), width);
+      load_rows<T, Element>(part, first + i, rows, padded_n - j < width ? padded_n - j : width, scale, work.at(i, j), width);
     }
   });
 }

@@ -120,17 +120,18 @@ static void scale_panel(T* p, int64_t rows, const double* inverse, const double*
   }
 }
 
+// The first `columns` columns of a panel; the others are zero and stay so.
 // p: the rows below, raw entries in and V out. top: b x b in double, R out in its upper triangle; where `dense` its lower
 // triangle takes part in the reflectors (and holds their entries at the end), otherwise each reflector has one entry in it, its
 // own row's. u: rows x b, the rows of U that belong to p. t: b x b.
 template <bool dense, typename T>
-static void factor_panel(T* p, int64_t rows, double* top, T* u, double* t) {
+static void factor_panel(T* p, int64_t rows, int columns, double* top, T* u, double* t) {
   constexpr int b = Blocks<T>::block;
   alignas(64) T w[b] = {};
-  double inverse[b], z[b], gram[b];
+  double inverse[b] = {}, z[b], gram[b];
   double t_transposed[b * b] = {};
 
-  for (int j = 0; j < b; ++j) {
+  for (int j = 0; j < columns; ++j) {
     double below = panel_pass(p, rows, j, w, z);
     const int end = dense ? b : j + 1;  // rows of top that the reflector touches: j .. end
     for (int r = j + 1; r < end; ++r) below += top[r * b + j] * top[r * b + j];

@@ -46,9 +46,10 @@ static inline int64_t triangle_size(int64_t padded_n) {
 
 // QR of the columns k .. k + b: takes the pending update, from `before` if there is one, to them and to the rows k .. k + b of R.
 template <typename T>
-static void factor_block(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t k, int64_t rows, const ReducePanel<T>* before,
+static void factor_block(const ReduceWorkspace<T>& ws, int64_t n, int64_t k, int64_t rows, const ReducePanel<T>* before,
                          const ReducePanel<T>& panel) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  const int64_t padded_n = round_up(n, b);
   typedef Simd<T> S;
   // The registers of a panel may lie in several strips.
   for (int c = 0; c < Blocks<T>::vectors; ++c) {
@@ -63,7 +64,7 @@ static void factor_block(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t
   double top[b * b];
   for (int r = 0; r < b; ++r)
     for (int j = 0; j < b; ++j) top[r * b + j] = j < r ? 0 : triangle_row<T>(ws.r, padded_n, k + r)[j];
-  factor_panel<false>(panel.v, rows, top, panel.u, panel.t);
+  factor_panel<false>(panel.v, rows, static_cast<int>(n - k < b ? n - k : b), top, panel.u, panel.t);
   for (int r = 0; r < b; ++r)
     for (int j = r; j < b; ++j) triangle_row<T>(ws.r, padded_n, k + r)[j] = top[r * b + j];
 }
@@ -104,17 +105,18 @@ static void fold_strip(const ReduceWorkspace<T>& ws, int64_t padded_n, int64_t k
 // The pieces of a block's work are its strips. The first piece goes on to the next block's panel as soon as it has that panel's
 // columns, so that a team does not wait for one thread to factor it.
 template <typename T>
-static bool reduce_fold(const ReduceWorkspace<T>& ws, int64_t rows, int64_t padded_n, const Team& team) {
+static bool reduce_fold(const ReduceWorkspace<T>& ws, int64_t rows, int64_t n, const Team& team) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
+  const int64_t padded_n = round_up(n, b);
   const ReducePanel<T>* before = nullptr;
-  factor_block(ws, padded_n, 0, rows, before, ws.panel[0]);
+  factor_block(ws, n, 0, rows, before, ws.panel[0]);
   for (int64_t k = 0; k + b < padded_n; k += b) {
     const ReducePanel<T>&panel = ws.panel[k / b % 3], &next = ws.panel[(k / b + 1) % 3];
     const int64_t from = k + b, first = from / ld, ahead = (from + b - 1) / ld + 1, strips = Strips<T>::count(padded_n);
     parallel_for(team, 1 + strips - ahead, [&](int64_t piece) {
       if (piece > 0) return fold_strip(ws, padded_n, k, rows, ahead + piece - 1, before, panel);
       for (int64_t s = first; s < ahead; ++s) fold_strip(ws, padded_n, k, rows, s, before, panel);
-      factor_block(ws, padded_n, from, rows, &panel, next);
+      factor_block(ws, n, from, rows, &panel, next);
     });
     if (cancelled(team)) return false;
     before = &panel;

@@ -90,7 +90,7 @@ template <typename Element>
 static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a, const Scale<double>& scale, const Team& team) {
   const DirectWorkspace& square = ws.direct;
   if (!reduce_first(a.m, a.n)) {
-    load_rows<double, Element>(a, 0, a.m, scale, square.a, square.ld);
+    load_rows<double, Element>(a, 0, a.m, square.ld, scale, square.a, square.ld);
     bidiagonalize(square, a.m, a.n, ws.form.d, ws.form.e);
     return true;
   }
@@ -98,7 +98,7 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   for (int64_t i = 0; i < a.n * reduce.ld; ++i) reduce.r[i] = 0;
   for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
     const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
-    load_rows<double, Element>(a, first, rows, scale, reduce.chunk, reduce.ld);
+    load_rows<double, Element>(a, first, rows, reduce.ld, scale, reduce.chunk, reduce.ld);
     direct_fold(reduce, rows, a.n);
     if (cancelled(team)) return false;
   }
@@ -114,7 +114,7 @@ static bool bidiagonalize_in_two_stages(const TwoStageWorkspaces<T>& ws, const T
     for (int64_t first = 0; first < a.m; first += ws.reduce.chunk_rows) {
       const int64_t rows = a.m - first < ws.reduce.chunk_rows ? a.m - first : ws.reduce.chunk_rows;
       load_strips<T, Element>(a, first, rows, ws.padded_n, scale, ws.reduce.c, team);
-      if (!reduce_fold(ws.reduce, rows, ws.padded_n, team)) return false;
+      if (!reduce_fold(ws.reduce, rows, a.n, team)) return false;
     }
     load_triangle(ws.reduce.r, ws.padded_n, ws.band.a);
   } else {
