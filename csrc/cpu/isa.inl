@@ -19,6 +19,7 @@ namespace {
 #include "blocks.inl"
 #include "load.inl"
 #include "householder.inl"
+#include "norm.inl"
 #include "direct_update.inl"
 #include "direct_reduce.inl"
 #include "direct.inl"

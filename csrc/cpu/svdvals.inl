@@ -133,6 +133,10 @@ static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, co
     return info_nonfinite;
   }
   const int exponent = scale_exponent(Element::value(largest));
+  if (a.n == 1) {
+    norm_of_column<Element>(a, exponent, values);
+    return info_ok;
+  }
   Arena arena{static_cast<char*>(workspace), 0};
   if (directly(a.n)) {
     const DirectWorkspaces ws(arena, a.m, a.n);
