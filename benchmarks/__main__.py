@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None and not os.access(arguments.json.absolute().parent, os.W_OK):
         parser.error(f"--json {arguments.json}: its folder does not exist or cannot be written")
     try:
-        cases = build_suite(arguments.suite, embeddings=arguments.embeddings, max_n=arguments.max_n)
+        cases = build_suite(
+            arguments.suite,
+            embeddings=arguments.embeddings,
+            max_n=arguments.max_n,
+            layers=arguments.layers,
+        )
     except SuiteError as error:
         parser.error(str(error))
 
@@ -119,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=_at_least(1), metavar="N", help="of ours and of torch's all (torch's number)")
     add("--embeddings", action="store_true", help="measure embeddings (and untied heads) too")
     add("--max-n", type=_at_least(1), metavar="N", help="leave out matrices with a larger dimension")
+    add("--layers", type=_at_least(1), metavar="N", help="measure N layers of each stack, not all")
     add("--baselines", type=_baselines, metavar="A,B,...", help=f"all, or of: {', '.join(BASELINES)}")
     add("--repeats", type=_at_least(REPEATS_LEAST), metavar="N", help="samples a method (by its time)")
     add("--max-seconds", type=_positive, metavar="S", help="stop measuring after about S seconds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -27,8 +28,10 @@ class SuiteError(ValueError):
     """A suite cannot be built; the message says what to do."""
 
 
-def build_suite(name: str, *, embeddings: bool = False, max_n: int | None = None) -> list[Case]:
-    """The cases of a suite, largest dimension at most max_n.
+def build_suite(
+    name: str, *, embeddings: bool = False, max_n: int | None = None, layers: int | None = None
+) -> list[Case]:
+    """The cases of a suite, largest dimension at most max_n, of each layer stack the first ``layers``.
 
     Raises SuiteError for embeddings of a suite without any, for real weights that are not installed, and
     where max_n leaves nothing.
@@ -51,6 +54,8 @@ def build_suite(name: str, *, embeddings: bool = False, max_n: int | None = None
     else:
         raise SuiteError(f"no suite is called {name!r}: choose from {', '.join(SUITES)}")
     cases = [case for case in cases if max_n is None or max(case.m, case.n) <= max_n]
+    if layers is not None:
+        cases = [_first_layers(case, layers) for case in cases]
     if not cases:
         raise SuiteError(f"no matrix of the suite {name} is as small as --max-n {max_n}: raise it")
     return cases
@@ -82,6 +87,12 @@ def _model_case(m: int, n: int, count: int, calls: tuple[str, ...], owners: list
     roles = tuple(dict.fromkeys(role for _, role in owners))
     stacks = max(sum(model == name for model, _ in owners) for name in models)
     return Case(m, n, count, calls, models, roles, stacks)
+
+
+def _first_layers(case: Case, layers: int) -> Case:
+    if case.calls != STACK_CALLS:
+        return case
+    return replace(case, count=min(case.count, layers), weights=case.weights[:layers])
 
 
 def weight_cases(weights: Iterable[WeightMatrix], embeddings: bool) -> list[Case]:

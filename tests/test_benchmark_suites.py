@@ -41,6 +41,14 @@ def test_shapes_add_up_to_the_published_parameters(model: Any) -> None:
         assert round(total / 1e6) == pytest.approx(int(model.name.split("-")[1][:-1]), abs=1)
 
 
+def test_fewer_layers_of_the_same_stacks() -> None:
+    for name in ("gpt2-124m", "minilm"):
+        for whole, part in zip(build_suite(name), build_suite(name, layers=2), strict=True):
+            assert (part.m, part.n, part.calls, part.count) == (whole.m, whole.n, whole.calls, 2)
+            assert part.weights == whole.weights[:2]
+    assert build_suite("small-batches", layers=2) == build_suite("small-batches")
+
+
 def test_model_suite_measures_each_shape_as_batch_and_as_loop() -> None:
     cases = build_suite("gpt2-124m")
     assert [(c.count, c.m, c.n, c.stacks, c.calls) for c in cases] == [
