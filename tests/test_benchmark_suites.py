@@ -45,7 +45,7 @@ def test_fewer_layers_of_the_same_stacks() -> None:
     for name in ("gpt2-124m", "minilm"):
         for whole, part in zip(build_suite(name), build_suite(name, layers=2), strict=True):
             assert (part.m, part.n, part.calls, part.count) == (whole.m, whole.n, whole.calls, 2)
-            assert part.weights == whole.weights[:2]
+            assert [w.name for w in part.weights] == [w.name for w in whole.weights[:2]]
     assert build_suite("small-batches", layers=2) == build_suite("small-batches")
 
 
