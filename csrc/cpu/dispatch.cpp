@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -112,11 +113,14 @@ void use_isa(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not available: this build on this CPU runs " + choices);
 }
 
+// Long enough to forget how the threads woke up, short enough to find a quiet moment.
+constexpr double peak_seconds = 2e-3;
+
 // From this size on, several threads inside one matrix pay. (Provisional: measured in svdvals.)
 constexpr int64_t shared_size = 256;
 
 template <typename Scalar>
-Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)()) {
+Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(), StageClock* clock) {
   const std::size_t batch_dims = batch.shape.size() - 2;
   const int64_t rows = batch.shape[batch_dims], cols = batch.shape[batch_dims + 1];
   const int64_t k = std::min(rows, cols);
@@ -168,7 +172,7 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
     std::memset(workspace, 0xff, bytes);
     std::memset(values + first * k, 0xff, static_cast<std::size_t>(members * k) * sizeof(Scalar));
 #endif
-    if (group == 1) return kernel.svdvals(matrix_at(first), values + first * k, info + first, workspace, team);
+    if (group == 1) return kernel.svdvals(matrix_at(first), values + first * k, info + first, workspace, team, clock);
     MatrixView matrices[largest_group];
     for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(first + i);
     kernel.svdvals_group(matrices, members, values + first * k, info + first, workspace);
@@ -184,7 +188,21 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
                                                                                            : Outcome::some_failed;
 }
 
-template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)());
-template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)());
+template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)(), StageClock*);
+template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)(), StageClock*);
+
+double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+double peak(Work unit, int threads) {
+  const KernelTable& table = *current().load();
+  Crew crew(threads, nullptr);
+  for (int64_t rounds = 1 << 12;; rounds *= 2) {
+    std::atomic<double> amount{0};
+    const double start = seconds_now();
+    crew.run(crew.threads(), [&](int64_t, int) { amount.store(table.peak(unit, rounds), std::memory_order_relaxed); });
+    const double seconds = seconds_now() - start;
+    if (seconds > peak_seconds) return crew.threads() * amount.load() / seconds;
+  }
+}
 
 }  // namespace spectral_fast
