@@ -151,7 +151,8 @@ def _measure(row: StagesRow, A: Tensor, threads: int, repeats: int | None, rates
     for name in stages:
         seconds = [statistics.fmean(call[name][0] for call in sample) for sample in samples]
         row.stages.append(_stage(name, seconds, clocked.seconds, stages[name], bounds, rates.gemm))
-    row.rest = 1 - sum(stage.share for stage in row.stages)
+    inside = [sum(stage.seconds[i] for stage in row.stages) for i in range(len(samples))]
+    row.rest = 1 - _median_ratio(inside, clocked.seconds)
 
 
 def _stage(
@@ -169,7 +170,7 @@ def _stage(
         name,
         seconds,
         times,
-        share=times.median / statistics.median(wholes),
+        share=_median_ratio(seconds, wholes),
         unit=unit,
         amount=amount,
         rate=rate,
@@ -177,6 +178,10 @@ def _stage(
         reached=rate / bound,
         gemm_share=rate / gemm if unit.startswith("flops") else None,
     )
+
+
+def _median_ratio(parts: Sequence[float], wholes: Sequence[float]) -> float:
+    return statistics.median(part / whole for part, whole in zip(parts, wholes, strict=True))
 
 
 def measure_shapes(
@@ -286,8 +291,8 @@ def print_stages(rows: Sequence[StagesRow], console: Console) -> None:
         table.add_row("", "rest", "", "", _percent(row.rest))
     console.print(table)
     console.print(
-        "whole: svdvals, 4mn² − 4/3 n³ operations. share: of a call with the clock. bound: the registers' rate, "
-        "or that of a torch copy of the\nmatrix. GEMM: share of the measured torch.mm rate. rest: outside of "
-        "all stages (workspace, threads, Python).",
+        "whole: svdvals, 4mn² − 4/3 n³ operations. share: of a call with the clock. bound: the rate of the "
+        "registers, or of a torch copy of\nthe matrix. GEMM: share of the measured torch.mm rate. "
+        "rest: outside of all stages (workspace, threads, Python).",
         style="dim",
     )
