@@ -27,7 +27,6 @@ from benchmarks.stages import (
     machine_line,
     measure_shapes,
     measure_stages,
-    peak_rates,
     print_stages,
     stages_document,
 )
@@ -97,16 +96,19 @@ def _run_svdvals(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 def _run_stages(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     dtype, threads = DTYPES[arguments.dtype], arguments.threads
     facts = _facts(arguments, torch.device("cpu"))
-    rates = Rates(peak_rates(threads), facts["gemm"]["flops_per_second"])
+    rates = Rates(gemm=facts["gemm"]["flops_per_second"])
 
     def measured(case: Case) -> StagesRow:
-        return measure_stages(case, dtype, threads, arguments.repeats, rates)
+        rates.sample(threads, lambda: gemm_rate(dtype, torch.device("cpu")))
+        return measure_stages(case, dtype, threads, arguments.repeats)
 
     rows = list(measure_shapes(arguments.shapes, measured, arguments.max_seconds, _progress))
+    rates.sample(threads, lambda: gemm_rate(dtype, torch.device("cpu")))
+    facts["gemm"]["flops_per_second"] = rates.gemm
     if arguments.json is not None:
         write_json(arguments.json, stages_document(rows, rates, facts))
     print(machine_line(facts, rates, threads))
-    print_stages(rows, _console())
+    print_stages(rows, rates, _console())
     return _exit_code(rows)
 
 

@@ -29,23 +29,31 @@ from spectral_fast import _cpu
 
 SHAPES = ((256, 256), (512, 512), (768, 768), (1024, 1024), (2048, 2048), (3072, 768), (4096, 1024))
 
-# The rates of the machine are the best of this many short runs: they stand for what it can do.
-PEAK_RUNS = 20
+UNITS = ("flops_float32", "flops_float64", "divisions")
 
 Stages = dict[str, tuple[float, str, float]]  # name: seconds, unit of the work, amount of it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rates:
-    """What all threads of the run can do in a second: by unit of work, and torch.mm."""
+    """What all threads of the run can do in a second: by unit of work, and torch.mm.
 
-    peak: dict[str, float]
-    gemm: float
+    The best of the whole run, sampled beside every shape: it stands for what the machine can do, and other
+    work may slow it down at any time.
+    """
+
+    peak: dict[str, float] = field(default_factory=lambda: dict.fromkeys(UNITS, 0.0))
+    gemm: float = 0.0
+
+    def sample(self, threads: int, gemm: Callable[[], float]) -> None:
+        for unit in UNITS:
+            self.peak[unit] = max(self.peak[unit], _cpu.peak(unit, threads))
+        self.gemm = max(self.gemm, gemm())
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one shape. `bound` is the rate that limits its work; `reached` is the share of it."""
+    """One stage of one shape."""
 
     name: str
     seconds: list[float]
@@ -53,10 +61,10 @@ class Stage:
     share: float  # of the call's time
     unit: str
     amount: float
-    rate: float
-    bound: float
-    reached: float
-    gemm_share: float | None  # of a flop rate
+
+    @property
+    def rate(self) -> float:
+        return self.amount / self.spread.median
 
 
 @dataclass
@@ -68,7 +76,7 @@ class StagesRow:
     gate: GateResult | None = None
     seconds: list[float] = field(default_factory=list)
     whole: Spread | None = None  # svdvals, called as users do
-    gemm_share: float | None = None
+    copy_rate: float = 0.0  # bytes per second
     stages: list[Stage] = field(default_factory=list)
     rest: float | None = None  # share of the call outside of all stages
 
@@ -76,11 +84,16 @@ class StagesRow:
     def failed(self) -> bool:
         return self.status.startswith((GATE_FAILED, "failed"))
 
+    def bound(self, stage: Stage, rates: Rates) -> float:
+        """The rate that limits the stage's work."""
+        return self.copy_rate if stage.unit == "bytes" else rates.peak[stage.unit]
 
-def peak_rates(threads: int) -> dict[str, float]:
-    """What the registers allow in the kernels' own instruction set."""
-    units = ("flops_float32", "flops_float64", "divisions")
-    return {unit: max(_cpu.peak(unit, threads) for _ in range(PEAK_RUNS)) for unit in units}
+    def gemm_share(self, rates: Rates) -> float | None:
+        return None if self.whole is None else self.case.flops / self.whole.median / rates.gemm
+
+
+def gemm_share(stage: Stage, rates: Rates) -> float | None:
+    return stage.rate / rates.gemm if stage.unit.startswith("flops") else None
 
 
 def stages_of(A: Tensor, threads: int) -> tuple[Tensor, Stages]:
@@ -94,20 +107,18 @@ def stages_of(A: Tensor, threads: int) -> tuple[Tensor, Stages]:
     return values, stages
 
 
-def measure_stages(
-    case: Case, dtype: torch.dtype, threads: int, repeats: int | None, rates: Rates
-) -> StagesRow:
+def measure_stages(case: Case, dtype: torch.dtype, threads: int, repeats: int | None) -> StagesRow:
     """A row; whatever fails is its status."""
     row = StagesRow(case)
     try:
-        _measure(row, case.matrices(dtype, torch.device("cpu")), threads, repeats, rates)
+        _measure(row, case.matrices(dtype, torch.device("cpu")), threads, repeats)
     except Exception as error:
         row.status = failure_status(error)
         row.stages.clear()
     return row
 
 
-def _measure(row: StagesRow, A: Tensor, threads: int, repeats: int | None, rates: Rates) -> None:
+def _measure(row: StagesRow, A: Tensor, threads: int, repeats: int | None) -> None:
     expected = spectral_fast.svdvals(A)
     row.gate = Gate(A).check(expected)
     if not row.gate.holds:
@@ -121,63 +132,36 @@ def _measure(row: StagesRow, A: Tensor, threads: int, repeats: int | None, rates
         row.status = f"{GATE_FAILED}: the clocked call has other values than svdvals"
         return
 
-    calls: list[Stages] = []
+    # The copies apart: the threads of torch's OpenMP spin for milliseconds after their work, beside whoever
+    # comes next (1024², 2 cores: svdvals 12 ms, 16 ms after a copy).
     copy = torch.empty_like(A, dtype=expected.dtype)
-    # A small copy is faster on one thread.
-    copies = [Contestant("copy", lambda: copy.copy_(A), used) for used in sorted({1, threads})]
-    whole, clocked, *copied = interleave(
+    used = sorted({1, threads})  # a small copy is faster on one thread
+    copies = interleave([Contestant("copy", lambda: copy.copy_(A), n) for n in used], host_clock, repeats)
+    calls: list[Stages] = []
+    whole, clocked = interleave(
         [
             Contestant("svdvals", lambda: spectral_fast.svdvals(A), threads),
             Contestant("stages", lambda: calls.append(stages_of(A, threads)[1]), threads),
-            *copies,
         ],
         host_clock,
         repeats,
     )
-    for timing in (whole, clocked, *copied):
+    for timing in (whole, clocked, *copies):
         if not timing.ok:
             row.status = timing.status
             return
     row.seconds, row.whole = whole.seconds, spread(whole.seconds)
-    row.gemm_share = row.case.flops / row.whole.median / rates.gemm
+    row.copy_rate = (A.nbytes + copy.nbytes) / min(second for timing in copies for second in timing.seconds)
 
     per_sample = clocked.calls_per_sample
     del calls[: -len(clocked.seconds) * per_sample]  # those of the warm-up
     samples = [calls[i : i + per_sample] for i in range(0, len(calls), per_sample)]
-    bounds = {
-        "bytes": (A.nbytes + copy.nbytes) / min(second for one in copied for second in one.seconds),
-        **rates.peak,
-    }
-    for name in stages:
+    for name, (_, unit, amount) in stages.items():
         seconds = [statistics.fmean(call[name][0] for call in sample) for sample in samples]
-        row.stages.append(_stage(name, seconds, clocked.seconds, stages[name], bounds, rates.gemm))
+        share = _median_ratio(seconds, clocked.seconds)
+        row.stages.append(Stage(name, seconds, spread(seconds), share, unit, amount))
     inside = [sum(stage.seconds[i] for stage in row.stages) for i in range(len(samples))]
     row.rest = 1 - _median_ratio(inside, clocked.seconds)
-
-
-def _stage(
-    name: str,
-    seconds: list[float],
-    wholes: list[float],
-    work: tuple[float, str, float],
-    bounds: dict[str, float],
-    gemm: float,
-) -> Stage:
-    _, unit, amount = work
-    times = spread(seconds)
-    rate, bound = amount / times.median, bounds[unit]
-    return Stage(
-        name,
-        seconds,
-        times,
-        share=_median_ratio(seconds, wholes),
-        unit=unit,
-        amount=amount,
-        rate=rate,
-        bound=bound,
-        reached=rate / bound,
-        gemm_share=rate / gemm if unit.startswith("flops") else None,
-    )
 
 
 def _median_ratio(parts: Sequence[float], wholes: Sequence[float]) -> float:
@@ -214,20 +198,30 @@ def stages_document(rows: Sequence[StagesRow], rates: Rates, facts: dict[str, An
         "schema_version": SCHEMA_VERSION,
         **facts,
         "peak": rates.peak,
-        "rows": [
+        "rows": [_row_data(row, rates) for row in rows],
+    }
+
+
+def _row_data(row: StagesRow, rates: Rates) -> dict[str, Any]:
+    return {
+        "m": row.case.m,
+        "n": row.case.n,
+        "flops": row.case.flops,
+        "status": row.status,
+        "gate": row.gate and {**dataclasses.asdict(row.gate), "holds": row.gate.holds},
+        "seconds": row.seconds,
+        "whole": row.whole and dataclasses.asdict(row.whole),
+        "gemm_share": row.gemm_share(rates),
+        "rest": row.rest,
+        "stages": [
             {
-                "m": row.case.m,
-                "n": row.case.n,
-                "flops": row.case.flops,
-                "status": row.status,
-                "gate": row.gate and {**dataclasses.asdict(row.gate), "holds": row.gate.holds},
-                "seconds": row.seconds,
-                "whole": row.whole and dataclasses.asdict(row.whole),
-                "gemm_share": row.gemm_share,
-                "rest": row.rest,
-                "stages": [dataclasses.asdict(stage) for stage in row.stages],
+                **dataclasses.asdict(stage),
+                "rate": stage.rate,
+                "bound": row.bound(stage, rates),
+                "reached": stage.rate / row.bound(stage, rates),
+                "gemm_share": gemm_share(stage, rates),
             }
-            for row in rows
+            for stage in row.stages
         ],
     }
 
@@ -255,7 +249,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def print_stages(rows: Sequence[StagesRow], console: Console) -> None:
+def print_stages(rows: Sequence[StagesRow], rates: Rates, console: Console) -> None:
     """The whole and then its stages for each shape; a shape without times has one line that says why."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("case", "stage"):
@@ -275,8 +269,9 @@ def print_stages(rows: Sequence[StagesRow], console: Console) -> None:
             _work(flops, "flops"),
             _rate(rate, "flops"),
         )
-        table.add_row(*head, "", "", _percent(row.gemm_share))
+        table.add_row(*head, "", "", _percent(row.gemm_share(rates)))
         for stage in row.stages:
+            bound = row.bound(stage, rates)
             table.add_row(
                 "",
                 stage.name,
@@ -284,9 +279,9 @@ def print_stages(rows: Sequence[StagesRow], console: Console) -> None:
                 _percent(stage.share),
                 _work(stage.amount, stage.unit),
                 _rate(stage.rate, stage.unit),
-                _rate(stage.bound, stage.unit),
-                _percent(stage.reached),
-                _percent(stage.gemm_share),
+                _rate(bound, stage.unit),
+                _percent(stage.rate / bound),
+                _percent(gemm_share(stage, rates)),
             )
         table.add_row("", "rest", "", "", _percent(row.rest))
     console.print(table)
