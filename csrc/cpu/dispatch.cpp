@@ -204,7 +204,7 @@ double peak(Work unit, int threads) {
     table.peak(unit, rounds);
     seconds = seconds_now() - start;
   }
-  // All at once, since they may share a clock frequency or a core; each keeps its best, since other work may slow one at any time.
+  // All at once, since they may share a clock frequency or a core; each keeps its best, since other work may slow one down.
   std::vector<double> best(crew.threads());
   for (int run = 0; run < peak_runs; ++run) {
     crew.run(crew.threads(), [&](int64_t, int worker) {
