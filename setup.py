@@ -50,7 +50,7 @@ def main() -> None:
     kernels = ["simd", "arena", "team", "heuristics", "blocks", "load", "householder", "norm"]
     kernels += ["direct_update", "direct_reduce", "direct"]
     kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "svdvals"]
-    kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "isa"]
+    kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "peak", "isa"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
         ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"],

@@ -1,4 +1,4 @@
-"""``python -m benchmarks svdvals``: arguments, one run, exit codes."""
+"""``python -m benchmarks svdvals`` and ``stages``: arguments, one run, exit codes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,20 @@ from rich.console import Console
 import spectral_fast
 from benchmarks.baselines import BASELINES, DEFAULT_BASELINES
 from benchmarks.budget import INTERRUPTED, measure_all
+from benchmarks.cases import Case
 from benchmarks.machine import GEMM_SIZE, gemm_rate, machine, versions
 from benchmarks.measure import Row, Setting
 from benchmarks.report import document, print_table, summary_line, write_json
+from benchmarks.stages import (
+    SHAPES,
+    Rates,
+    StagesRow,
+    machine_line,
+    measure_shapes,
+    measure_stages,
+    print_stages,
+    stages_document,
+)
 from benchmarks.suites import SUITES, SuiteError, build_suite
 from benchmarks.timing import REPEATS_LEAST
 
@@ -40,11 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.json is not None and not os.access(arguments.json.absolute().parent, os.W_OK):
+        parser.error(f"--json {arguments.json}: its folder does not exist or cannot be written")
+    before = torch.get_num_threads()
+    arguments.threads = arguments.threads or before
+    try:
+        torch.set_num_threads(arguments.threads)
+        code: int = arguments.run(parser, arguments)
+        return code
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_svdvals(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here; nothing is measured on another instead")
-    if arguments.json is not None and not os.access(arguments.json.absolute().parent, os.W_OK):
-        parser.error(f"--json {arguments.json}: its folder does not exist or cannot be written")
     try:
         cases = build_suite(
             arguments.suite,
@@ -54,37 +76,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SuiteError as error:
         parser.error(str(error))
-
-    before = torch.get_num_threads()
-    arguments.threads = arguments.threads or before
     arguments.baselines = arguments.baselines or DEFAULT_BASELINES[device.type]
-    try:
-        torch.set_num_threads(arguments.threads)
-        facts = _facts(arguments, device)
-        setting = Setting(
-            DTYPES[arguments.dtype],
-            device,
-            arguments.threads,
-            arguments.baselines,
-            arguments.repeats,
-            facts["gemm"]["flops_per_second"],
-        )
-        rows = list(measure_all(cases, setting, arguments.max_seconds, _progress))
-    finally:
-        torch.set_num_threads(before)
+    facts = _facts(arguments, device)
+    setting = Setting(
+        DTYPES[arguments.dtype],
+        device,
+        arguments.threads,
+        arguments.baselines,
+        arguments.repeats,
+        facts["gemm"]["flops_per_second"],
+    )
+    rows = list(measure_all(cases, setting, arguments.max_seconds, _progress))
 
     # Before the table: whoever reads that may close the pipe early.
     if arguments.json is not None:
         write_json(arguments.json, document(rows, facts))
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
-    print_table(rows, console)
+    print_table(rows, _console())
     threads = f"{arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
     name = f"{arguments.suite} on {device.type}, {arguments.dtype}, {threads}"
     print(summary_line(name, rows))
     return _exit_code(rows)
 
 
-def _exit_code(rows: Sequence[Row]) -> int:
+def _run_stages(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    dtype, threads = DTYPES[arguments.dtype], arguments.threads
+    facts = _facts(arguments, torch.device("cpu"))
+    rates = Rates(gemm=facts["gemm"]["flops_per_second"])
+
+    def measured(case: Case) -> StagesRow:
+        rates.sample(threads, lambda: gemm_rate(dtype, torch.device("cpu")))
+        return measure_stages(case, dtype, threads, arguments.repeats)
+
+    rows = list(measure_shapes(arguments.shapes, measured, arguments.max_seconds, _progress))
+    rates.sample(threads, lambda: gemm_rate(dtype, torch.device("cpu")))
+    facts["gemm"]["flops_per_second"] = rates.gemm
+    if arguments.json is not None:
+        write_json(arguments.json, stages_document(rows, rates, facts))
+    print(machine_line(facts, rates, threads))
+    print_stages(rows, rates, _console())
+    return _exit_code(rows)
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+
+
+def _exit_code(rows: Sequence[Row] | Sequence[StagesRow]) -> int:
     if any(row.failed for row in rows):
         return EXIT_FAILED
     return EXIT_INTERRUPTED if any(row.status.endswith(INTERRUPTED) for row in rows) else EXIT_OK
@@ -117,19 +154,56 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    svdvals.set_defaults(run=_run_svdvals)
     add = svdvals.add_argument
     add("--suite", required=True, choices=SUITES, metavar="NAME", help=", ".join(SUITES))
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--dtype", choices=DTYPES, default="float32")
-    add("--threads", type=_at_least(1), metavar="N", help="of ours and of torch's all (torch's number)")
     add("--embeddings", action="store_true", help="measure embeddings (and untied heads) too")
     add("--max-n", type=_at_least(1), metavar="N", help="leave out matrices with a larger dimension")
     add("--layers", type=_at_least(1), metavar="N", help="measure N layers of each stack, not all")
     add("--baselines", type=_baselines, metavar="A,B,...", help=f"all, or of: {', '.join(BASELINES)}")
+    _add_common(svdvals)
+    stages = commands.add_parser(
+        "stages",
+        help="singular values on the CPU: each stage against its own bound",
+        description="Time the stages of svdvals on the CPU, one matrix at a time, after checking its values.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stages.set_defaults(run=_run_stages)
+    default = ",".join(map(_shape_text, SHAPES))
+    stages.add_argument(
+        "--shapes",
+        type=_shapes,
+        default=SHAPES,
+        metavar="M[xN],...",
+        help=f"matrices, squares as one size ({default})",
+    )
+    _add_common(stages)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--threads", type=_at_least(1), metavar="N", help="of ours and of torch's all (torch's number)")
     add("--repeats", type=_at_least(REPEATS_LEAST), metavar="N", help="samples a method (by its time)")
     add("--max-seconds", type=_positive, metavar="S", help="stop measuring after about S seconds")
     add("--json", type=Path, metavar="FILE", help="write every sample and what it depends on")
-    return parser
+
+
+def _shape_text(shape: tuple[int, int]) -> str:
+    m, n = shape
+    return str(m) if m == n else f"{m}x{n}"
+
+
+def _shapes(text: str) -> tuple[tuple[int, int], ...]:
+    size = _at_least(1)
+    shapes = []
+    for one in text.split(","):
+        m, by, n = one.partition("x")
+        shapes.append((size(m), size(n if by else m)))
+    return tuple(dict.fromkeys(shapes))
 
 
 def _at_least(least: int) -> Any:

@@ -181,11 +181,15 @@ def _times(measurement: Measurement) -> tuple[str, str, str, str]:
     times, ratio = measurement.spread, measurement.ratio
     if times is None:
         return "", "", "", ""
-    unit, factor = _unit(times)
-    cells = f"{_digits(times.median * factor)} {unit}", _range(times.q1 * factor, times.q3 * factor)
     if ratio is None:
-        return *cells, "", ""
-    return *cells, f"{ratio.median:.2f}", f"{ratio.q1:.2f}–{ratio.q3:.2f}"
+        return *time_cells(times), "", ""
+    return *time_cells(times), f"{ratio.median:.2f}", f"{ratio.q1:.2f}–{ratio.q3:.2f}"
+
+
+def time_cells(times: Spread) -> tuple[str, str]:
+    """Median and quartiles."""
+    unit, factor = _unit(times)
+    return f"{digits(times.median * factor)} {unit}", _range(times.q1 * factor, times.q3 * factor)
 
 
 def _unit(times: Spread) -> tuple[str, float]:
@@ -195,13 +199,13 @@ def _unit(times: Spread) -> tuple[str, float]:
     return "µs", 1e6
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three figures, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _range(low: float, high: float) -> str:
-    return f"{_digits(low)}–{_digits(high)}"
+    return f"{digits(low)}–{digits(high)}"
 
 
 def _error(row: Row, measurement: Measurement | None) -> str:

@@ -60,11 +60,30 @@ struct Team {
   bool (*cancelled)(void* pool);  // asked by the thread that called the kernel, every few milliseconds of work
 };
 
+enum Stage : int { stage_load, stage_reduce, stage_band, stage_bidiagonal, stage_values, stage_count };
+
+// What a stage's work is counted in, which is what bounds its time.
+enum class Work : int { bytes = 0, flops_float32 = 1, flops_float64 = 2, divisions = 3 };
+
+struct StageTime {
+  double seconds;
+  Work unit;
+  double amount;  // by the formula of the stage's file, for the matrix as it is: padding does not count
+};
+
+// Where the time of one matrix went.
+struct StageClock {
+  double (*now)();  // seconds
+  double last;      // when the stage before ended, or the call began
+  StageTime stages[stage_count];
+};
+
 // What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
 template <typename Scalar>
 struct Kernels {
   std::size_t (*workspace_bytes)(int64_t rows, int64_t cols);
-  void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace, const Team& team);
+  void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace, const Team& team,
+                  StageClock* clock);  // null: nobody asks
 
   // Small matrices go through in groups, one to a lane. group_size, at most largest_group, is 1 where that does not pay.
   int64_t (*group_size)(int64_t rows, int64_t cols, int64_t batch);
@@ -76,6 +95,10 @@ struct KernelTable {
   const char* isa;
   Kernels<float> float32;
   Kernels<double> float64;
+
+  // The most that one thread can do of `unit`, bytes excepted, out of registers: runs for a time proportional to `rounds` and
+  // returns how much it did.
+  double (*peak)(Work unit, int64_t rounds);
 };
 
 }  // namespace spectral_fast

@@ -79,6 +79,8 @@ def _native_plan(shape: tuple[int, ...], reason: str) -> Plan:
         and (batch >= GROUPED_BATCH or m * n <= ALWAYS_GROUPED_ENTRIES)
     ):
         return Plan("cpu", "bidiag", ("group",), f"{reason}; small enough for one matrix to a SIMD lane")
+    if n == 1:
+        return Plan("cpu", "bidiag", ("norm",), f"{reason}; a column has one value")
     stages = ["bidiagonal", "values"]
     if n > DIRECT_SIZE:
         stages.insert(0, "band")

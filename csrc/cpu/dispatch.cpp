@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 
 #include "threads.h"
@@ -117,15 +119,19 @@ void use_isa(const std::string& name) {
 std::vector<std::string> stages(int64_t rows, int64_t cols, int64_t batch) {
   const int64_t m = std::max(rows, cols), n = std::min(rows, cols);
   if (grouped(m, n, batch)) return {"group"};
+  if (n == 1) return {"norm"};
   std::vector<std::string> names;
   if (reduce_first(m, n)) names.push_back("reduce");
   if (!directly(n)) names.push_back("band");
   names.insert(names.end(), {"bidiagonal", "values"});
   return names;
 }
+// Long enough for threads that wake up one after the other to overlap, short enough to find a quiet moment.
+constexpr double peak_seconds = 0.5e-3;
+constexpr int peak_runs = 20;
 
 template <typename Scalar>
-Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)()) {
+Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(), StageClock* clock) {
   const std::size_t batch_dims = batch.shape.size() - 2;
   const int64_t rows = batch.shape[batch_dims], cols = batch.shape[batch_dims + 1];
   const int64_t k = std::min(rows, cols);
@@ -177,7 +183,7 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
     std::memset(workspace, 0xff, bytes);
     std::memset(values + first * k, 0xff, static_cast<std::size_t>(members * k) * sizeof(Scalar));
 #endif
-    if (group == 1) return kernel.svdvals(matrix_at(first), values + first * k, info + first, workspace, team);
+    if (group == 1) return kernel.svdvals(matrix_at(first), values + first * k, info + first, workspace, team, clock);
     MatrixView matrices[largest_group];
     for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(first + i);
     kernel.svdvals_group(matrices, members, values + first * k, info + first, workspace);
@@ -193,7 +199,30 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
                                                                                            : Outcome::some_failed;
 }
 
-template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)());
-template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)());
+template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)(), StageClock*);
+template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)(), StageClock*);
+
+double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+double peak(Work unit, int threads) {
+  const KernelTable& table = *current().load();
+  Crew crew(threads, nullptr);
+  int64_t rounds = 1 << 10;
+  for (double seconds = 0; seconds < peak_seconds; rounds *= 2) {
+    const double start = seconds_now();
+    table.peak(unit, rounds);
+    seconds = seconds_now() - start;
+  }
+  // All at once, since they may share a clock frequency or a core; each keeps its best, since other work may slow one down.
+  std::vector<double> best(crew.threads());
+  for (int run = 0; run < peak_runs; ++run) {
+    crew.run(crew.threads(), [&](int64_t, int worker) {
+      const double start = seconds_now();
+      const double amount = table.peak(unit, rounds);
+      best[worker] = std::max(best[worker], amount / (seconds_now() - start));
+    });
+  }
+  return std::accumulate(best.begin(), best.end(), 0.0);
+}
 
 }  // namespace spectral_fast

@@ -25,7 +25,8 @@ std::string current_isa();
 // Throws std::invalid_argument for a name that is not in runnable_isas().
 void use_isa(const std::string& name);
 
-// What matrices of a batch go through, in order. "group" is all stages, one matrix to a SIMD lane.
+// What matrices of a batch go through, in order. "group" is all stages, one matrix to a SIMD lane; "norm" is what
+// is left of them for a single column.
 std::vector<std::string> stages(int64_t rows, int64_t cols, int64_t batch);
 
 enum class Outcome { all_ok, some_failed, cancelled };
@@ -33,7 +34,15 @@ enum class Outcome { all_ok, some_failed, cancelled };
 // Scalar is float (float32, float16, bfloat16 input) or double. Throws std::bad_alloc.
 // interrupted, where not null, is asked about every 50 ms on the calling thread; once it answers true the call returns early with
 // Outcome::cancelled, and values and info hold nothing. Otherwise the outcome says whether every info is info_ok.
+// clock, where not null, has the stages' times of a single matrix added, unless it is so small that it goes in a group.
 template <typename Scalar>
-Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)());
+Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(),
+                StageClock* clock = nullptr);
+
+// For a StageClock.
+double seconds_now();
+
+// What `threads` threads can do of `unit` (not bytes) in a second, out of registers, in the instruction set in use.
+double peak(Work unit, int threads);
 
 }  // namespace spectral_fast

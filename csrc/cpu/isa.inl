@@ -34,6 +34,7 @@ namespace {
 #include "dqds_lanes.inl"
 #include "refine_lanes.inl"
 #include "group.inl"
+#include "peak.inl"
 
 }  // namespace
 
@@ -47,6 +48,7 @@ const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     SF_STRING(SF_ISA_NAME),
     {svdvals_workspace_bytes<float>, svdvals_float32, group_size<float>, group_workspace_bytes<float>, svdvals_group_float32},
     {svdvals_workspace_bytes<double>, svdvals_float64, group_size<double>, group_workspace_bytes<double>, svdvals_group_float64},
+    peak,
 };
 
 }  // namespace spectral_fast

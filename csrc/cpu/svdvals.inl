@@ -85,13 +85,41 @@ static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols) {
   return arena.used;
 }
 
+// Charges `stage` with the time since the stage before it ended.
+static inline void stage_ends(StageClock* clock, Stage stage, Work unit, double amount) {
+  if (!clock) return;
+  const double now = clock->now();
+  StageTime& time = clock->stages[stage];
+  time.seconds += now - clock->last;
+  time.unit = unit;
+  time.amount += amount;
+  clock->last = now;
+}
+
+template <typename T>
+static constexpr Work flops_of = sizeof(T) == sizeof(float) ? Work::flops_float32 : Work::flops_float64;
+
+// Read once and written once.
+template <typename T, typename Element>
+static inline double load_bytes(int64_t rows, int64_t cols) {
+  return static_cast<double>(rows) * cols * (sizeof(typename Element::Bits) + sizeof(T));
+}
+
+static inline double cubed(int64_t n) { return static_cast<double>(n) * n * n; }
+static inline double reduce_flops(int64_t rows, int64_t n) { return 2.0 * rows * n * n; }
+static inline double reduce_saved_flops(int64_t n) { return 2 * cubed(n) / 3; }  // R is a triangle
+static inline double bidiagonalization_flops(int64_t m, int64_t n) { return 4.0 * m * n * n - 4 * cubed(n) / 3; }
+
 // False if cancelled, as all that follow.
 template <typename Element>
-static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a, const Scale<double>& scale, const Team& team) {
+static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a, const Scale<double>& scale, const Team& team,
+                                   StageClock* clock) {
   const DirectWorkspace& square = ws.direct;
   if (!reduce_first(a.m, a.n)) {
     load_rows<double, Element>(a, 0, a.m, square.ld, scale, square.a, square.ld);
+    stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(a.m, a.n));
     bidiagonalize(square, a.m, a.n, ws.form.d, ws.form.e);
+    stage_ends(clock, stage_bidiagonal, Work::flops_float64, bidiagonalization_flops(a.m, a.n));
     return true;
   }
   const DirectReduceWorkspace& reduce = ws.reduce;
@@ -99,34 +127,46 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
     const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
     load_rows<double, Element>(a, first, rows, reduce.ld, scale, reduce.chunk, reduce.ld);
+    stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(rows, a.n));
     direct_fold(reduce, rows, a.n);
+    stage_ends(clock, stage_reduce, Work::flops_float64, reduce_flops(rows, a.n));
     if (cancelled(team)) return false;
   }
+  stage_ends(clock, stage_reduce, Work::flops_float64, -reduce_saved_flops(a.n));
   bidiagonalize(square, a.n, a.n, ws.form.d, ws.form.e);
+  stage_ends(clock, stage_bidiagonal, Work::flops_float64, bidiagonalization_flops(a.n, a.n));
   return true;
 }
 
 template <typename T, typename Element>
 static bool bidiagonalize_in_two_stages(const TwoStageWorkspaces<T>& ws, const TallView& a, const Scale<T>& scale,
-                                        const Team& team) {
-  if (reduce_first(a.m, a.n)) {
+                                        const Team& team, StageClock* clock) {
+  const bool reduced = reduce_first(a.m, a.n);
+  if (reduced) {
     for (int64_t i = 0; i < triangle_size<T>(ws.padded_n); ++i) ws.reduce.r[i] = 0;
     for (int64_t first = 0; first < a.m; first += ws.reduce.chunk_rows) {
       const int64_t rows = a.m - first < ws.reduce.chunk_rows ? a.m - first : ws.reduce.chunk_rows;
       load_strips<T, Element>(a, first, rows, ws.padded_n, scale, ws.reduce.c, team);
+      stage_ends(clock, stage_load, Work::bytes, load_bytes<T, Element>(rows, a.n));
       if (!reduce_fold(ws.reduce, rows, a.n, team)) return false;
+      stage_ends(clock, stage_reduce, flops_of<T>, reduce_flops(rows, a.n));
     }
     load_triangle(ws.reduce.r, ws.padded_n, ws.band.a);
+    stage_ends(clock, stage_reduce, flops_of<T>, -reduce_saved_flops(a.n));
   } else {
     load_strips<T, Element>(a, 0, a.m, ws.padded_n, scale, ws.band.a, team);
     zero_rows(ws.band.a, a.m, ws.padded_n);
+    stage_ends(clock, stage_load, Work::bytes, load_bytes<T, Element>(a.m, a.n));
   }
-  return reduce_to_band(ws.band, ws.padded_m, ws.padded_n, ws.storage, team) &&
-         bidiagonalize_band(ws.storage, a.n, ws.form.d, ws.form.e, ws.done, team);
+  if (!reduce_to_band(ws.band, ws.padded_m, ws.padded_n, ws.storage, team)) return false;
+  stage_ends(clock, stage_band, flops_of<T>, bidiagonalization_flops(reduced ? a.n : a.m, a.n));
+  if (!bidiagonalize_band(ws.storage, a.n, ws.form.d, ws.form.e, ws.done, team)) return false;
+  stage_ends(clock, stage_bidiagonal, flops_of<T>, 8.0 * a.n * a.n * Blocks<T>::block);
+  return true;
 }
 
 template <typename Element, typename Scalar>
-static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, const Team& team) {
+static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, const Team& team, StageClock* clock) {
   const typename Element::Bits largest = largest_magnitude<Element>(a);
   if (largest >= Element::infinity) {
     for (int64_t i = 0; i < a.n; ++i) values[i] = static_cast<Scalar>(__builtin_nan(""));
@@ -135,30 +175,35 @@ static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, co
   const int exponent = scale_exponent(Element::value(largest));
   if (a.n == 1) {
     norm_of_column<Element>(a, exponent, values);
+    stage_ends(clock, stage_values, Work::flops_float64, 2.0 * a.m);
     return info_ok;
   }
   Arena arena{static_cast<char*>(workspace), 0};
+  int64_t points;
   if (directly(a.n)) {
     const DirectWorkspaces ws(arena, a.m, a.n);
-    if (!bidiagonalize_directly<Element>(ws, a, Scale<double>::of(exponent), team)) return info_cancelled;
-    bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
+    if (!bidiagonalize_directly<Element>(ws, a, Scale<double>::of(exponent), team, clock)) return info_cancelled;
+    points = bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
   } else {
     const TwoStageWorkspaces<Scalar> ws(arena, a.m, a.n);
-    if (!bidiagonalize_in_two_stages<Scalar, Element>(ws, a, Scale<Scalar>::of(exponent), team)) return info_cancelled;
-    bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
+    if (!bidiagonalize_in_two_stages<Scalar, Element>(ws, a, Scale<Scalar>::of(exponent), team, clock)) return info_cancelled;
+    points = bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
   }
+  stage_ends(clock, stage_values, Work::divisions, static_cast<double>(points) * a.n);
   return info_ok;
 }
 
-static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, void* workspace, const Team& team) {
+static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, void* workspace, const Team& team,
+                            StageClock* clock) {
   const TallView tall = tall_view(a);
   switch (a.element) {
-    case ElementType::float16: *info = svdvals_of<Float16>(tall, values, workspace, team); break;
-    case ElementType::bfloat16: *info = svdvals_of<BFloat16>(tall, values, workspace, team); break;
-    default: *info = svdvals_of<Float32>(tall, values, workspace, team);
+    case ElementType::float16: *info = svdvals_of<Float16>(tall, values, workspace, team, clock); break;
+    case ElementType::bfloat16: *info = svdvals_of<BFloat16>(tall, values, workspace, team, clock); break;
+    default: *info = svdvals_of<Float32>(tall, values, workspace, team, clock);
   }
 }
 
-static void svdvals_float64(const MatrixView& a, double* values, int32_t* info, void* workspace, const Team& team) {
-  *info = svdvals_of<Float64>(tall_view(a), values, workspace, team);
+static void svdvals_float64(const MatrixView& a, double* values, int32_t* info, void* workspace, const Team& team,
+                            StageClock* clock) {
+  *info = svdvals_of<Float64>(tall_view(a), values, workspace, team, clock);
 }

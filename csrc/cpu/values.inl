@@ -238,10 +238,10 @@ static bool found(const Cell& cell, double tolerance, double others, double floo
   return true;
 }
 
-// d (n), e (n - 1) -> values, descending, times 2^exponent. d and e are not changed.
+// d (n), e (n - 1) -> values, descending, times 2^exponent. d and e are not changed. Returns the number of points counted.
 template <typename T>
-static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const double* e, int64_t n, int exponent, T* values,
-                              const Team& team) {
+static int64_t bidiagonal_values(const ValuesWorkspace& ws, const double* d, const double* e, int64_t n, int exponent, T* values,
+                                 const Team& team) {
   // Of a square, twice that of a value. Half a unit of the output is lost in rounding anyway; this adds an eighth of one to
   // float32, and is the distance of neighbouring numbers in double.
   constexpr double tolerance = sizeof(T) == sizeof(float) ? 0x1p-26 : 0x1p-52;
@@ -260,7 +260,7 @@ static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const 
   const double norm = __builtin_sqrt(row_norm) * __builtin_sqrt(col_norm);
   if (norm == 0 || n == 1) {
     for (int64_t i = 0; i < n; ++i) values[i] = static_cast<T>(__builtin_ldexp(__builtin_fabs(d[i]), exponent));
-    return;
+    return 0;
   }
   const int norm_exponent = __builtin_ilogb(norm);
   const double unit = __builtin_ldexp(1.0, -norm_exponent);
@@ -281,8 +281,9 @@ static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const 
     const double x = bound * static_cast<double>(i) / static_cast<double>(n - 1);
     ws.x[i] = x * x;
   }
-  int64_t open = 1, points = n;
+  int64_t open = 1, points = n, counted = 0;
   while (points > 0) {
+    counted += points;
     const int64_t padded = round_up(points, shifts);
     for (int64_t i = points; i < padded; ++i) ws.x[i] = top;
     parallel_for(team, padded / shifts, [&](int64_t piece) { sturm(ws, n, piece * shifts); });
@@ -311,4 +312,5 @@ static void bidiagonal_values(const ValuesWorkspace& ws, const double* d, const 
   const int shift = exponent + norm_exponent;
   const double scale = __builtin_ldexp(1.0, shift / 2), rest = __builtin_ldexp(1.0, shift - shift / 2);
   for (int64_t i = 0; i < n; ++i) values[n - 1 - i] = static_cast<T>(__builtin_sqrt(ws.squares[i]) * scale * rest);
+  return counted;
 }
