@@ -56,6 +56,8 @@ def digest(cpu: Any) -> str:
                 assert (svdvals(cpu, a, threads) == s).all(), (m, n, threads)
             if m * n > 400:
                 assert (svdvals(cpu, a[:1], 2) == s[:1]).all(), (m, n)
+        for order in (63, 64):  # the longest groups
+            digest.update(svdvals(cpu, np.asarray(rng.standard_normal((33, order, order)), dtype), 2).tobytes())
     return digest.hexdigest()
 
 

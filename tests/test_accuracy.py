@@ -56,6 +56,14 @@ def test_layer_sizes(isa: str, shape: tuple[int, int]) -> None:
     assert accuracy.holds, accuracy
 
 
+@pytest.mark.parametrize("shape", [(192, 143), (215, 179)], ids=str)
+def test_equal_values_in_two_stages(isa: str, shape: tuple[int, int]) -> None:
+    """No reflector of `bidiagonal` may stretch, and no update of `band` round once a column."""
+    a, exact = matrix("all_equal", torch.float32, shape)
+    accuracy = judge(a, sf.svdvals(a), exact)
+    assert accuracy.holds, accuracy
+
+
 def test_very_tall(isa: str) -> None:
     """Hundreds of chunks pass through `reduce`; their roundings must not add up."""
     for dtype, shape in ((torch.float32, (60000, 16)), (torch.float64, (100000, 4))):

@@ -78,8 +78,9 @@ static void update_and_gather_rows(const BandWorkspace<T>& ws, int64_t k, int64_
       V x[S::lanes];
       SF_UNROLL
       for (int r = 0; r < S::lanes; ++r) {
-        x[r] = S::load(a + (g + r) * ld + c * S::lanes);
-        for (int p = 0; p < b; ++p) x[r] -= ws.v_next[(k + g + r) * b + p] * S::load(sum + p * ld + c * S::lanes);
+        V taken{};
+        for (int p = 0; p < b; ++p) taken += ws.v_next[(k + g + r) * b + p] * S::load(sum + p * ld + c * S::lanes);
+        x[r] = S::load(a + (g + r) * ld + c * S::lanes) - taken;
       }
       S::transpose(x);
       const int64_t j = begin + c * S::lanes - from;

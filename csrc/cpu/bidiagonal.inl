@@ -20,7 +20,7 @@ static constexpr int group_sweeps = 4;
 template <typename T>
 struct ChaseReflector {
   typename Simd<T>::Vector v[Blocks<T>::vectors];
-  T tau;
+  T excess;  // tau - 1, where tau is in [1, 2], and zero for v = 0: y + excess y is tau y with a finer tau
 };
 
 static inline double sum_of_squares(const Simd<float>::Vector& x) {
@@ -41,7 +41,9 @@ static inline __attribute__((always_inline)) double chase_reflector(const typena
   const T inverse = static_cast<T>(r.inverse);
   SF_UNROLL
   for (int c = 0; c < vectors; ++c) h.v[c] = c == 0 ? Simd<T>::with_first(x[0] * inverse, 1) : x[c] * inverse;
-  h.tau = static_cast<T>(r.tau);
+  // tau = 2 / |v|^2, for v as the rounded inverse makes it: an H that is not orthogonal would stretch equal values apart.
+  const double rounding = inverse * (x0 - r.beta) - 1;
+  h.excess = static_cast<T>(r.tau - rounding * r.tau * (2 - r.tau) - 1);
   return r.beta;
 }
 
@@ -60,7 +62,7 @@ static inline __attribute__((always_inline)) void apply_right(typename Simd<T>::
       for (int c = 1; c < vectors; ++c) product += x[g + r][c] * h.v[c];
       return product;
     });
-    S::store(y + g, sums * h.tau);
+    S::store(y + g, sums + sums * h.excess);
   }
   SF_UNROLL
   for (int r = 0; r < b; ++r) {
@@ -72,14 +74,14 @@ static inline __attribute__((always_inline)) void apply_right(typename Simd<T>::
 // x (b rows) <- (I - tau u u^T) x, the entries of u being in memory.
 template <typename T>
 static inline __attribute__((always_inline)) void apply_left(typename Simd<T>::Vector (*x)[Blocks<T>::vectors], const T* u,
-                                                             T tau) {
+                                                             T excess) {
   constexpr int b = Blocks<T>::block, vectors = Blocks<T>::vectors;
   SF_UNROLL
   for (int c = 0; c < vectors; ++c) {
     typename Simd<T>::Vector z[4] = {};
     SF_UNROLL
     for (int r = 0; r < b; ++r) z[r % 4] += u[r] * x[r][c];
-    const typename Simd<T>::Vector sum = tau * ((z[0] + z[1]) + (z[2] + z[3]));
+    const typename Simd<T>::Vector product = (z[0] + z[1]) + (z[2] + z[3]), sum = product + product * excess;
     SF_UNROLL
     for (int r = 0; r < b; ++r) x[r][c] -= u[r] * sum;
   }
@@ -132,7 +134,7 @@ static inline void chase_rows(T* d, double beta, const ChaseReflector<T>& left, 
   SF_UNROLL
   for (int c = 0; c < vectors; ++c) S::store(u + c * S::lanes, left.v[c]);
   load_window(d + b, x);
-  apply_left(x, u, left.tau);
+  apply_left(x, u, left.excess);
   const double beta_right = chase_reflector(x[0], right);
   apply_right(x, right);
   SF_UNROLL
@@ -141,7 +143,7 @@ static inline void chase_rows(T* d, double beta, const ChaseReflector<T>& left, 
   store_window(d + b, x);
 
   load_window(d, x);
-  apply_left(x, u, left.tau);
+  apply_left(x, u, left.excess);
   SF_UNROLL
   for (int r = 0; r < b; ++r) x[r][0] = S::with_first(x[r][0], r == 0 ? static_cast<T>(beta) : T(0));
   store_window(d, x);

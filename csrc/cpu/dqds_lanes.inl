@@ -68,7 +68,7 @@ static inline void dqds_rows(const DqdsLanes& z, DqdsSweep& w, int64_t first, in
   const Reals zero{}, one = zero + 1.0;
   for (int64_t i = first; i < last; ++i) {
     const Reals at = zero + static_cast<double>(i);
-    const Masks bit = Masks{} + (int64_t{2} << (i & 63));
+    const Masks bit = Masks{} + static_cast<int64_t>(uint64_t{2} << (i & 63));
     for (int64_t r = 0; r < packs; ++r) {
       const int64_t here = i * all_lanes + r * lanes;
       const Reals q = Lane::load(z.q + here), e = Lane::load(z.e + here), below = Lane::load(z.q + here + all_lanes);

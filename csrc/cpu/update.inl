@@ -9,6 +9,9 @@
 // entry: it reads a row of W once for 8 rows and a coefficient of V once for 3 registers, 11 loads for 24 multiply-adds, and two
 // of each are possible a cycle. multiply_strips has one load for each multiply-add: a coefficient of A, broadcast.
 //
+// What is taken from A is summed first: A is rounded once a pass, not once for each column of V and Y (one_huge_entry, 1024 x
+// 335, float32: 5 eps sigma_1 before, 1 since).
+//
 // Sums over rows are taken in blocks, and the blocks are summed: one running sum would lose sqrt(rows) units.
 
 static constexpr int64_t update_sum_rows = 64;
@@ -20,12 +23,7 @@ static inline __attribute__((always_inline)) void update_tile(T* a, const T* v, 
   typedef Simd<T> S;
   typedef typename S::Vector V;
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
-  V x[tile_rows][vectors];
-  SF_UNROLL
-  for (int r = 0; r < tile_rows; ++r) {
-    SF_UNROLL
-    for (int c = 0; c < vectors; ++c) x[r][c] = S::load(a + r * ld + c * S::lanes);
-  }
+  V x[tile_rows][vectors] = {};  // what is taken from A, then A
   if constexpr (rank >= 1) {
     for (int k = 0; k < b; ++k) {
       V row[vectors];
@@ -34,7 +32,7 @@ static inline __attribute__((always_inline)) void update_tile(T* a, const T* v, 
       SF_UNROLL
       for (int r = 0; r < tile_rows; ++r) {
         SF_UNROLL
-        for (int c = 0; c < vectors; ++c) x[r][c] -= v[r * b + k] * row[c];
+        for (int c = 0; c < vectors; ++c) x[r][c] += v[r * b + k] * row[c];
       }
     }
   }
@@ -46,15 +44,17 @@ static inline __attribute__((always_inline)) void update_tile(T* a, const T* v, 
       SF_UNROLL
       for (int r = 0; r < tile_rows; ++r) {
         SF_UNROLL
-        for (int c = 0; c < vectors; ++c) x[r][c] -= y[r * b + k] * row[c];
+        for (int c = 0; c < vectors; ++c) x[r][c] += y[r * b + k] * row[c];
       }
     }
   }
-  if constexpr (rank >= 1) {
+  SF_UNROLL
+  for (int r = 0; r < tile_rows; ++r) {
     SF_UNROLL
-    for (int r = 0; r < tile_rows; ++r) {
-      SF_UNROLL
-      for (int c = 0; c < vectors; ++c) S::store(a + r * ld + c * S::lanes, x[r][c]);
+    for (int c = 0; c < vectors; ++c) {
+      T* const to = a + r * ld + c * S::lanes;
+      x[r][c] = S::load(to) - x[r][c];
+      if constexpr (rank >= 1) S::store(to, x[r][c]);
     }
   }
   if constexpr (multiply) {
