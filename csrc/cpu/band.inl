@@ -26,11 +26,12 @@ struct BandWorkspace {
 
 // The band, row by row with stride `stride`: the diagonals -b .. 2 b that `bidiagonal` fills, so that every window of it is a
 // dense matrix with row stride `stride`. Rows n .. n + 2 b are zero.
-template <typename T>
+// In double: the chase rounds every entry some 2 n times, in float32 it alone would err by several units.
+template <int b>
 struct BandStorage {
-  static constexpr int64_t stride = 3 * Blocks<T>::block - 1;
-  static inline int64_t size(int64_t n) { return (n + 2 * Blocks<T>::block) * (stride + 1) + 2 * Blocks<T>::block; }
-  static inline T* at(T* band, int64_t i, int64_t j) { return band + Blocks<T>::block + i * stride + j; }
+  static constexpr int64_t stride = 3 * b - 1;
+  static inline int64_t size(int64_t n) { return (n + 2 * b) * (stride + 1) + 2 * b; }
+  static inline double* at(double* band, int64_t i, int64_t j) { return band + b + i * stride + j; }
 };
 
 static constexpr int64_t band_row_piece = 96;  // rows in a piece of work: two tiles of two dozen and more, at most 50 pieces
@@ -127,9 +128,9 @@ static void factor_square_panel(const BandWorkspace<T>& ws, T* panel, int64_t ro
 
 // ws.a (m x n, padded to multiples of b with zeros) -> band. False if cancelled.
 template <typename T>
-static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded_n, T* band, const Team& team) {
+static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded_n, double* band, const Team& team) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
-  typedef BandStorage<T> Band;
+  typedef BandStorage<b> Band;
   for (int64_t i = 0; i < Band::size(padded_n); ++i) band[i] = 0;
 
   for (int64_t k = 0; k < padded_n; k += b) {
@@ -137,7 +138,7 @@ static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded
     gather_panel(ws, k, padded_m, pending, team);
     factor_square_panel(ws, ws.v_next + k * b, padded_m - k, ws.u + k * b);
     for (int r = 0; r < b; ++r)
-      for (int j = r; j < b; ++j) *Band::at(band, k + r, k + j) = static_cast<T>(ws.top[r * b + j]);
+      for (int j = r; j < b; ++j) *Band::at(band, k + r, k + j) = ws.top[r * b + j];
     const int64_t from = k + b, rest = padded_n - from;
     if (rest == 0) break;
 
@@ -149,7 +150,7 @@ static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded
     // L = R^T of the row panel's transpose.
     factor_square_panel(ws, ws.q, rest, ws.u);
     for (int r = 0; r < b; ++r)
-      for (int c = 0; c <= r; ++c) *Band::at(band, k + r, from + c) = static_cast<T>(ws.top[c * b + r]);
+      for (int c = 0; c <= r; ++c) *Band::at(band, k + r, from + c) = ws.top[c * b + r];
     transpose_reflectors(ws, from, rest);
 
     for (int i = 0; i < b * b; ++i) ws.m[i] = 0;

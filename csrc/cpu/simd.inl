@@ -119,6 +119,7 @@ struct Simd {
 };
 
 typedef Simd<double> SimdD;
+typedef SimdD::Vector VectorD;
 
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static inline int64_t round_down(int64_t n, int64_t unit) { return n / unit * unit; }

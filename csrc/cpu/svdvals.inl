@@ -41,8 +41,8 @@ struct TwoStageWorkspaces {
   BidiagonalForm form;
   ReduceWorkspace<T> reduce;
   BandWorkspace<T> band;
-  T* storage;     // of the band
-  int64_t* done;  // of the chase
+  double* storage;  // of the band
+  int64_t* done;    // of the chase
   int64_t padded_m, padded_n;
 
   TwoStageWorkspaces(Arena& arena, int64_t m, int64_t n) : form(arena, n), reduce(), band() {
@@ -69,7 +69,7 @@ struct TwoStageWorkspaces {
     for (T** col : tall) *col = arena.take<T>(padded_m * b);
     band.q = arena.take<T>(padded_n * b);
     band.m = arena.take<T>(b * b);
-    storage = arena.take<T>(BandStorage<T>::size(padded_n));
+    storage = arena.take<double>(BandStorage<b>::size(padded_n));
     done = arena.take<int64_t>(n / group_sweeps + 1);
   }
 };
@@ -160,7 +160,7 @@ static bool bidiagonalize_in_two_stages(const TwoStageWorkspaces<T>& ws, const T
   }
   if (!reduce_to_band(ws.band, ws.padded_m, ws.padded_n, ws.storage, team)) return false;
   stage_ends(clock, stage_band, flops_of<T>, bidiagonalization_flops(reduced ? a.n : a.m, a.n));
-  if (!bidiagonalize_band(ws.storage, a.n, ws.form.d, ws.form.e, ws.done, team)) return false;
+  if (!bidiagonalize_band<Blocks<T>::block>(ws.storage, a.n, ws.form.d, ws.form.e, ws.done, team)) return false;
   stage_ends(clock, stage_bidiagonal, flops_of<T>, 8.0 * a.n * a.n * Blocks<T>::block);
   return true;
 }

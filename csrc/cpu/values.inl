@@ -38,7 +38,7 @@
 // power laws; bisection takes 20 and 45. Graded, repeated and clustered values take up to 15.
 
 static constexpr int interleave = 4;  // AMD Zen 5, AVX-512, n = 1024: 8 cost 4 % more, 3 12 %, 2 50 %
-typedef SimdD::Vector VectorD;
+
 typedef int64_t VectorI __attribute__((vector_size(SF_VECTOR_BYTES)));
 static constexpr int64_t shifts = interleave * SimdD::lanes;  // counted together
 
