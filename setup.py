@@ -45,7 +45,7 @@ class build_ext(pybind11_build_ext):
 
 def main() -> None:
     several = len(isa_flags()) > 1
-    kernels = ["simd", "arena", "team", "blocks", "load", "householder"]
+    kernels = ["simd", "arena", "team", "blocks", "load", "pair", "householder"]
     kernels += ["direct_update", "direct_reduce", "direct"]
     kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "svdvals"]
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "isa"]

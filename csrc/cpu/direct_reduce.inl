@@ -19,12 +19,13 @@ struct DirectReduceWorkspace {
   double* r;           // n x ld
   double* chunk;       // chunk_rows x ld
   double* w;           // ld: tau z of the pending update
-  double *sum, *part;  // ld: c_k^T C
+  double *sum, *lost, *part;  // ld: c_k^T C
   double *v, *v_next;  // chunk_rows
   int64_t chunk_rows, ld;
 };
 
 // Folds `rows` rows of ws.chunk into ws.r.
+template <bool precise>
 static void direct_fold(const DirectReduceWorkspace& ws, int64_t rows, int64_t n) {
   double *v = ws.v, *v_next = ws.v_next;
   for (int64_t i = 0; i < rows; ++i) v[i] = 0;
@@ -33,17 +34,28 @@ static void direct_fold(const DirectReduceWorkspace& ws, int64_t rows, int64_t n
   for (int64_t k = 0; k < n; ++k) {
     for (int64_t i = 0; i < rows; ++i) v_next[i] = ws.chunk[i * ws.ld + k] - v[i] * ws.w[k];
     double* r = ws.r + k * ws.ld;
-    const Reflector h = make_reflector<double>(r[k], compensated_dot(v_next, v_next, rows));
-    for (int64_t i = 0; i < rows; ++i) v_next[i] = v_next[i] * h.inverse;
     // Entries up to column k of w are zero, so a start on a register boundary leaves what lies before k+1 as it is.
     ws.w[k] = 0;
     const int64_t from = round_down(k + 1, SimdD::lanes);
-    update_and_multiply<1>(ws.chunk, ws.ld, 0, rows, from, RankOne{v, ws.w}, RankOne{}, v_next, ws.sum, ws.part);
-    r[k] = h.beta;
-    for (int64_t j = k + 1; j < n; ++j) {
-      const double z = h.tau * (r[j] + ws.sum[j]);
-      r[j] -= z;
-      ws.w[j] = z;
+    const RankOne pending{v, ws.w};
+    if constexpr (precise) {
+      const PreciseReflector h = make_precise_reflector({r[k], 0}, precise_dot(v_next, v_next, rows));
+      update_and_multiply<1, true>(ws.chunk, ws.ld, 0, rows, from, pending, RankOne{}, v_next, ws.sum, ws.lost, ws.part);
+      r[k] = h.beta;
+      for (int64_t j = k + 1; j < n; ++j) {
+        ws.w[j] = rounded((h.first * r[j] + Pair{ws.sum[j], -ws.lost[j]}) * h.inverse);
+        r[j] = rounded(Pair{r[j], 0} - h.first * ws.w[j]);
+      }
+    } else {
+      const Reflector h = make_reflector<double>(r[k], compensated_dot(v_next, v_next, rows));
+      for (int64_t i = 0; i < rows; ++i) v_next[i] = v_next[i] * h.inverse;
+      update_and_multiply<1, false>(ws.chunk, ws.ld, 0, rows, from, pending, RankOne{}, v_next, ws.sum, nullptr, ws.part);
+      r[k] = h.beta;
+      for (int64_t j = k + 1; j < n; ++j) {
+        const double z = h.tau * (r[j] + ws.sum[j]);
+        r[j] -= z;
+        ws.w[j] = z;
+      }
     }
     double* swap = v;
     v = v_next;

@@ -17,6 +17,7 @@ namespace {
 #include "team.inl"
 #include "blocks.inl"
 #include "load.inl"
+#include "pair.inl"
 #include "householder.inl"
 #include "direct_update.inl"
 #include "direct_reduce.inl"

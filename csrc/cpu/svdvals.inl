@@ -32,12 +32,12 @@ struct DirectWorkspaces {
       reduce.chunk = arena.take<double>(reduce.chunk_rows * ld);
       reduce.v = arena.take<double>(reduce.chunk_rows);
       reduce.v_next = arena.take<double>(reduce.chunk_rows);
-      double** const wide[] = {&reduce.w, &reduce.sum, &reduce.part};
+      double** const wide[] = {&reduce.w, &reduce.sum, &reduce.lost, &reduce.part};
       for (double** row : wide) *row = arena.take<double>(ld);
     }
     direct.ld = ld;
     direct.a = reduce_first(m, n) ? reduce.r : arena.take<double>(rows * ld);
-    double** const wide[] = {&direct.w, &direct.u, &direct.sum, &direct.part};
+    double** const wide[] = {&direct.w, &direct.u, &direct.sum, &direct.lost, &direct.part};
     for (double** row : wide) *row = arena.take<double>(ld);
     double** const tall[] = {&direct.v, &direct.y, &direct.v_next, &direct.y_next};
     for (double** col : tall) *col = arena.take<double>(rows);
@@ -96,10 +96,12 @@ static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols) {
 // False if cancelled, as all that follow.
 template <typename Element>
 static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a, const Scale<double>& scale, const Team& team) {
+  constexpr bool precise = sizeof(typename Element::Bits) == sizeof(double);
+  constexpr auto bidiagonal = precise ? bidiagonalize_precisely : bidiagonalize;
   const DirectWorkspace& square = ws.direct;
   if (!reduce_first(a.m, a.n)) {
     load_rows<double, Element>(a, 0, a.m, scale, square.a, square.ld);
-    bidiagonalize(square, a.m, a.n, ws.form.d, ws.form.e);
+    bidiagonal(square, a.m, a.n, ws.form.d, ws.form.e);
     return true;
   }
   const DirectReduceWorkspace& reduce = ws.reduce;
@@ -107,10 +109,10 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
     const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
     load_rows<double, Element>(a, first, rows, scale, reduce.chunk, reduce.ld);
-    direct_fold(reduce, rows, a.n);
+    direct_fold<precise>(reduce, rows, a.n);
     if (cancelled(team)) return false;
   }
-  bidiagonalize(square, a.n, a.n, ws.form.d, ws.form.e);
+  bidiagonal(square, a.n, a.n, ws.form.d, ws.form.e);
   return true;
 }
 
