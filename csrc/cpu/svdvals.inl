@@ -20,8 +20,9 @@ struct DirectWorkspaces {
   BidiagonalForm form;
   DirectReduceWorkspace reduce;
   DirectWorkspace direct;
+  int64_t* order;  // n
 
-  DirectWorkspaces(Arena& arena, int64_t m, int64_t n) : form(arena, n), reduce(), direct() {
+  DirectWorkspaces(Arena& arena, int64_t m, int64_t n) : form(arena, n), reduce(), direct(), order(arena.take<int64_t>(n)) {
     const int64_t ld = leading_dimension<double>(n);
     int64_t rows = m;
     if (reduce_first(m, n)) {
@@ -99,8 +100,14 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   constexpr bool precise = sizeof(typename Element::Bits) == sizeof(double);
   constexpr auto bidiagonal = precise ? bidiagonalize_precisely : bidiagonalize;
   const DirectWorkspace& square = ws.direct;
+  bool reorder = false;
+  if constexpr (precise) reorder = order_columns(a, scale, square.w, ws.order);
+  const auto load = [&](int64_t first, int64_t rows, double* work) {
+    load_rows<double, Element>(a, first, rows, scale, work, square.ld);
+    if (reorder) reorder_columns(work, rows, a.n, square.ld, ws.order, square.part);
+  };
   if (!reduce_first(a.m, a.n)) {
-    load_rows<double, Element>(a, 0, a.m, scale, square.a, square.ld);
+    load(0, a.m, square.a);
     bidiagonal(square, a.m, a.n, ws.form.d, ws.form.e);
     return true;
   }
@@ -108,7 +115,7 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   for (int64_t i = 0; i < a.n * reduce.ld; ++i) reduce.r[i] = 0;
   for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
     const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
-    load_rows<double, Element>(a, first, rows, scale, reduce.chunk, reduce.ld);
+    load(first, rows, reduce.chunk);
     direct_fold<precise>(reduce, rows, a.n);
     if (cancelled(team)) return false;
   }
