@@ -102,9 +102,7 @@ static void bidiagonalize_precisely(DirectWorkspace ws, int64_t m, int64_t n, do
   Pair u_first{0, 0};
 
   for (int64_t k = 0; k < n; ++k) {
-    const auto entry = [&](int64_t i) {
-      return Pair{a[i * ld + k], 0} - exact_product(ws.v[i], w_first) - u_first * ws.y[i];
-    };
+    const auto entry = [&](int64_t i) { return Pair{a[i * ld + k], 0} - exact_product(ws.v[i], w_first) - u_first * ws.y[i]; };
     for (int64_t i = k + 1; i < m; ++i) ws.v_next[i] = rounded(entry(i));
     const double* below = ws.v_next + k + 1;
     const PreciseReflector left = make_precise_reflector(normalized(entry(k)), precise_dot(below, below, m - k - 1));

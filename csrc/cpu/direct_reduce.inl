@@ -16,11 +16,11 @@ static inline int64_t direct_chunk_rows(int64_t m, int64_t row_bytes) {
 }
 
 struct DirectReduceWorkspace {
-  double* r;           // n x ld
-  double* chunk;       // chunk_rows x ld
-  double* w;           // ld: tau z of the pending update
-  double *sum, *lost, *part;  // ld: c_k^T C
-  double *v, *v_next;  // chunk_rows
+  double* r;                  // n x ld
+  double* chunk;              // chunk_rows x ld
+  double* w;                  // ld: tau z of the pending update
+  double *sum, *lost, *part;  // ld: c_k^T C = sum - lost
+  double *v, *v_next;         // chunk_rows
   int64_t chunk_rows, ld;
 };
 

@@ -126,7 +126,8 @@ static void load_rows(const TallView& a, int64_t first, int64_t count, const Sca
 }
 
 // Columns in the order in which they lose least, those with large entries first: an entry that carries the largest value alone
-// is rounded once by each reflector made before its own. By powers of four, so that ordinary matrices stay as they are.
+// is rounded once by each reflector made before its own. By powers of four, so that ordinary matrices stay as they are. (The
+// order of rows is that of the columns of the transpose; with both, a diagonal matrix stays diagonal.)
 // largest: n, scratch. False if the order is the one they have.
 static bool order_columns(const TallView& a, const Scale<double>& scale, double* largest, int64_t* order) {
   const double* const data = static_cast<const double*>(a.data);

@@ -20,9 +20,10 @@ struct DirectWorkspaces {
   BidiagonalForm form;
   DirectReduceWorkspace reduce;
   DirectWorkspace direct;
-  int64_t* order;  // n
+  int64_t *order, *row_order;  // n, direct.a's rows
 
-  DirectWorkspaces(Arena& arena, int64_t m, int64_t n) : form(arena, n), reduce(), direct(), order(arena.take<int64_t>(n)) {
+  DirectWorkspaces(Arena& arena, int64_t m, int64_t n)
+      : form(arena, n), reduce(), direct(), order(arena.take<int64_t>(n)), row_order() {
     const int64_t ld = leading_dimension<double>(n);
     int64_t rows = m;
     if (reduce_first(m, n)) {
@@ -42,6 +43,7 @@ struct DirectWorkspaces {
     for (double** row : wide) *row = arena.take<double>(ld);
     double** const tall[] = {&direct.v, &direct.y, &direct.v_next, &direct.y_next};
     for (double** col : tall) *col = arena.take<double>(rows);
+    row_order = arena.take<int64_t>(rows);
   }
 };
 
@@ -102,12 +104,15 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   const DirectWorkspace& square = ws.direct;
   bool reorder = false;
   if constexpr (precise) reorder = order_columns(a, scale, square.w, ws.order);
-  const auto load = [&](int64_t first, int64_t rows, double* work) {
-    load_rows<double, Element>(a, first, rows, scale, work, square.ld);
-    if (reorder) reorder_columns(work, rows, a.n, square.ld, ws.order, square.part);
-  };
   if (!reduce_first(a.m, a.n)) {
-    load(0, a.m, square.a);
+    if (reorder) {
+      order_columns({a.data, a.n, a.m, a.col_stride, a.row_stride}, scale, square.v, ws.row_order);
+      for (int64_t i = 0; i < a.m; ++i)
+        load_rows<double, Element>(a, ws.row_order[i], 1, scale, square.a + i * square.ld, square.ld);
+      reorder_columns(square.a, a.m, a.n, square.ld, ws.order, square.part);
+    } else {
+      load_rows<double, Element>(a, 0, a.m, scale, square.a, square.ld);
+    }
     bidiagonal(square, a.m, a.n, ws.form.d, ws.form.e);
     return true;
   }
@@ -115,7 +120,8 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   for (int64_t i = 0; i < a.n * reduce.ld; ++i) reduce.r[i] = 0;
   for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
     const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
-    load(first, rows, reduce.chunk);
+    load_rows<double, Element>(a, first, rows, scale, reduce.chunk, reduce.ld);
+    if (reorder) reorder_columns(reduce.chunk, rows, a.n, reduce.ld, ws.order, square.part);
     direct_fold<precise>(reduce, rows, a.n);
     if (cancelled(team)) return false;
   }
