@@ -125,10 +125,18 @@ static void load_rows(const TallView& a, int64_t first, int64_t count, const Sca
   }
 }
 
+static inline bool is_bidiagonal(const TallView& a) {
+  const double* const data = static_cast<const double*>(a.data);
+  for (int64_t i = 0; i < a.m; ++i)
+    for (int64_t j = 0; j < a.n; ++j)
+      if (j != i && j != i + 1 && data[i * a.row_stride + j * a.col_stride] != 0) return false;
+  return true;
+}
+
 // Columns in the order in which they lose least, those with large entries first: an entry that carries the largest value alone
-// is rounded once by each reflector made before its own. By powers of four, so that ordinary matrices stay as they are. (The
-// order of rows is that of the columns of the transpose; with both, a diagonal matrix stays diagonal.)
-// largest: n, scratch. False if the order is the one they have.
+// is rounded once by each reflector made before its own. By powers of four, so that ordinary matrices stay as they are. A
+// bidiagonal matrix stays too: no reflector touches it, and its small values keep their digits. largest: n, scratch. False if the
+// order is the one they have.
 static bool order_columns(const TallView& a, const Scale<double>& scale, double* largest, int64_t* order) {
   const double* const data = static_cast<const double*>(a.data);
   for (int64_t j = 0; j < a.n; ++j) largest[j] = 0;
@@ -159,7 +167,7 @@ static bool order_columns(const TallView& a, const Scale<double>& scale, double*
     largest[i] = steps, order[i] = j;
     moved |= i != j;
   }
-  return moved;
+  return moved && !is_bidiagonal(a);
 }
 
 // row: n, scratch.

@@ -20,10 +20,9 @@ struct DirectWorkspaces {
   BidiagonalForm form;
   DirectReduceWorkspace reduce;
   DirectWorkspace direct;
-  int64_t *order, *row_order;  // n, direct.a's rows
+  int64_t* order;  // n
 
-  DirectWorkspaces(Arena& arena, int64_t m, int64_t n)
-      : form(arena, n), reduce(), direct(), order(arena.take<int64_t>(n)), row_order() {
+  DirectWorkspaces(Arena& arena, int64_t m, int64_t n) : form(arena, n), reduce(), direct(), order(arena.take<int64_t>(n)) {
     const int64_t ld = leading_dimension<double>(n);
     int64_t rows = m;
     if (reduce_first(m, n)) {
@@ -43,7 +42,6 @@ struct DirectWorkspaces {
     for (double** row : wide) *row = arena.take<double>(ld);
     double** const tall[] = {&direct.v, &direct.y, &direct.v_next, &direct.y_next};
     for (double** col : tall) *col = arena.take<double>(rows);
-    row_order = arena.take<int64_t>(rows);
   }
 };
 
@@ -105,14 +103,8 @@ static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a
   bool reorder = false;
   if constexpr (precise) reorder = order_columns(a, scale, square.w, ws.order);
   if (!reduce_first(a.m, a.n)) {
-    if (reorder) {
-      order_columns({a.data, a.n, a.m, a.col_stride, a.row_stride}, scale, square.v, ws.row_order);
-      for (int64_t i = 0; i < a.m; ++i)
-        load_rows<double, Element>(a, ws.row_order[i], 1, scale, square.a + i * square.ld, square.ld);
-      reorder_columns(square.a, a.m, a.n, square.ld, ws.order, square.part);
-    } else {
-      load_rows<double, Element>(a, 0, a.m, scale, square.a, square.ld);
-    }
+    load_rows<double, Element>(a, 0, a.m, scale, square.a, square.ld);
+    if (reorder) reorder_columns(square.a, a.m, a.n, square.ld, ws.order, square.part);
     bidiagonal(square, a.m, a.n, ws.form.d, ws.form.e);
     return true;
   }
