@@ -47,9 +47,10 @@ class build_ext(pybind11_build_ext):
 
 def main() -> None:
     several = len(isa_flags()) > 1
-    kernels = ["simd", "arena", "team", "heuristics", "blocks", "load", "householder", "norm"]
+    kernels = ["simd", "arena", "team", "heuristics", "blocks", "load", "order"]
+    kernels += ["pair", "householder", "norm"]
     kernels += ["direct_update", "direct_reduce", "direct"]
-    kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "svdvals"]
+    kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "workspace", "svdvals"]
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "peak", "isa"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",

@@ -11,8 +11,9 @@
 //   info         batch words. info_ok: the values hold the accuracy bound. info_nonfinite: A has a NaN or an infinity;
 //                its values are NaN and no other matrix is affected.
 //   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the output type,
-//                or twice the error of LAPACK on the same matrix where that is larger. A few matrices miss it by up to about
-//                a factor of two (README, Limits): small ones in float64, where there is no wider arithmetic to compute them in.
+//                or twice the error of LAPACK on the same matrix where that is larger. A few float64 matrices miss it by up to
+//                about a factor of two: small ones in groups (README, Limits). One at a time, where reflectors are computed in
+//                pairs of doubles, 1 in 38000 hard ones did, by 1.1 (tests/oracles/zoo.py and orthogonal matrices).
 //   workspace    one block for each matrix in work, workspace_bytes(rows, cols) long, aligned to workspace_alignment.
 //   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 8/3 n^3 where `reduce` runs first (m > 5/3 n).
 //   determinism  the values depend on the matrix and the instruction set alone, not on threads, place or neighbours; on the

@@ -83,6 +83,16 @@ def test_half_precisions_are_exact_conversions(isa: str, dtype: torch.dtype) -> 
     assert torch.equal(values, sf.svdvals(half.float()))
 
 
+@pytest.mark.parametrize("shape", [(13, 63), (75, 12), (59, 10), (40, 64)], ids=str)
+def test_reflectors_have_no_common_error(isa: str, shape: tuple[int, int]) -> None:
+    """Signs of a Hadamard matrix: every entry is hit by the same rounding, so errors of reflectors add up."""
+    i, j = torch.arange(shape[0])[:, None], torch.arange(shape[1])
+    ones = sum(((i & j) >> bit) & 1 for bit in range(7))
+    a = (1 - 2 * (torch.as_tensor(ones) % 2)).double()
+    accuracy = judge(a, sf.svdvals(a))
+    assert accuracy.holds, accuracy
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_diagonal_keeps_relative_accuracy(isa: str, dtype: torch.dtype) -> None:
     """No rotation touches a diagonal: all digits of every value survive, over 28 orders of magnitude."""

@@ -3,7 +3,8 @@
 //
 //   A <- A - v w^T [- y u^T],   sum <- A^T v_next        one read and one write of A
 //
-// The product over rows is summed in blocks, and the blocks are summed: a single running sum would lose sqrt(rows) units.
+// The product over rows is summed in blocks, and the blocks are summed: a single running sum would lose sqrt(rows) units. Where
+// `precise`, what the sum of the blocks loses is kept too (Kahan 1965): the product is sum - lost.
 
 struct RankOne {
   const double *col, *row;
@@ -11,13 +12,17 @@ struct RankOne {
 
 static constexpr int64_t sum_block = 32;
 
-// Rows first .. last, columns from .. ld of a (row-major); `from` and ld are multiples of a register. part and sum: ld.
-template <int rank>
+// Rows first .. last, columns from .. ld of a (row-major); `from` and ld are multiples of a register. part, sum and
+// lost (only where precise): ld.
+template <int rank, bool precise>
 static void update_and_multiply(double* a, int64_t ld, int64_t first, int64_t last, int64_t from, RankOne one, RankOne two,
-                                const double* v_next, double* sum, double* part) {
+                                const double* v_next, double* sum, double* lost, double* part) {
   typedef SimdD S;
   typedef typename S::Vector V;
-  for (int64_t j = from; j < ld; j += S::lanes) S::store(sum + j, V{});
+  for (int64_t j = from; j < ld; j += S::lanes) {
+    S::store(sum + j, V{});
+    if constexpr (precise) S::store(lost + j, V{});
+  }
 
   for (int64_t block = first; block < last; block += sum_block) {
     const int64_t end = block + sum_block < last ? block + sum_block : last;
@@ -47,6 +52,15 @@ static void update_and_multiply(double* a, int64_t ld, int64_t first, int64_t la
         S::store(part + j, S::load(part + j) + v_next[i] * x);
       }
     }
-    for (int64_t j = from; j < ld; j += S::lanes) S::store(sum + j, S::load(sum + j) + S::load(part + j));
+    for (int64_t j = from; j < ld; j += S::lanes) {
+      const V before = S::load(sum + j);
+      if constexpr (precise) {
+        const V term = S::load(part + j) - S::load(lost + j), total = before + term;
+        S::store(lost + j, (total - before) - term);
+        S::store(sum + j, total);
+      } else {
+        S::store(sum + j, before + S::load(part + j));
+      }
+    }
   }
 }

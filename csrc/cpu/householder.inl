@@ -51,3 +51,27 @@ static inline Reflector make_reflector(double x0, double rest_squared) {
   const double beta = -__builtin_copysign(norm, x0);  // no branch: the sign is a coin toss
   return {beta, (beta - x0) / beta, 1 / (x0 - beta)};
 }
+
+// The same with nothing rounded but beta, where the output is as wide as the arithmetic. An error of tau, of 1 / (x_0 - beta) or
+// of beta itself is common to a whole reflector, so it reaches the values undiminished; the roundings of single entries do not.
+//
+//   H = I - u u^T / h,   u = (x_0 - beta, x_1, x_2, ...),   h = u^T u / 2 = |beta| |x_0 - beta|
+//
+// with the entries of x as they are, so that u is exact but for its first entry, which is a Pair, and so is 1 / h.
+struct PreciseReflector {
+  double beta;
+  Pair first, inverse;  // u_0, 1 / h
+};
+
+static inline PreciseReflector make_precise_reflector(Pair x0, Pair rest_squared) {
+  if (rest_squared.hi < negligible_squared<double>) return {rounded(x0), {0, 0}, {0, 0}};
+  const Pair square = normalized(x0 * x0 + rest_squared);
+  const double root = __builtin_sqrt(square.hi);
+  const Pair norm = exact_sum(root, rounded(square - exact_product(root, root)) / (2 * root));
+  const Pair beta = x0.hi < 0 ? norm : Pair{-norm.hi, -norm.lo};
+  const Pair first = normalized(x0 - beta);
+  const Pair h = normalized(first * beta);
+  const double inverse = -1 / h.hi;
+  const Pair one_less = Pair{1, 0} + h * inverse;
+  return {beta.hi, first, exact_sum(inverse, rounded(one_less) * inverse)};
+}

@@ -126,7 +126,7 @@ static void load_rows(const TallView& a, int64_t first, int64_t count, int64_t p
   }
 }
 
-// The same into strips, with zeros from column n to padded_n.
+// As load_rows, into strips, with zeros from column n to padded_n.
 template <typename T, typename Element>
 static void load_strips(const TallView& a, int64_t first, int64_t count, int64_t padded_n, const Scale<T>& scale,
                         const Strips<T>& work, const Team& team) {

@@ -1,85 +1,12 @@
 // The pipeline of one matrix: load -> reduce (if tall) -> band -> bidiagonal -> values. Where n is small it is
 // load -> reduce (if tall) -> bidiagonal -> values, a column at a time and in double.
 
-struct BidiagonalForm {
-  double *d, *e;  // n, n - 1
-  ValuesWorkspace values;
-
-  BidiagonalForm(Arena& arena, int64_t n) : d(arena.take<double>(n)), e(arena.take<double>(n)), values(arena, n) {}
-};
-
-struct DirectWorkspaces {
-  BidiagonalForm form;
-  DirectReduceWorkspace reduce;
-  DirectWorkspace direct;
-
-  DirectWorkspaces(Arena& arena, int64_t m, int64_t n) : form(arena, n), reduce(), direct() {
-    const int64_t ld = leading_dimension<double>(n);
-    int64_t rows = m;
-    if (reduce_first(m, n)) {
-      rows = n;
-      reduce.ld = ld;
-      reduce.r = arena.take<double>(n * ld);
-      reduce.chunk_rows = direct_chunk_rows(m, ld * static_cast<int64_t>(sizeof(double)));
-      reduce.chunk = arena.take<double>(reduce.chunk_rows * ld);
-      reduce.v = arena.take<double>(reduce.chunk_rows);
-      reduce.v_next = arena.take<double>(reduce.chunk_rows);
-      double** const wide[] = {&reduce.w, &reduce.sum, &reduce.part};
-      for (double** row : wide) *row = arena.take<double>(ld);
-    }
-    direct.ld = ld;
-    direct.a = reduce_first(m, n) ? reduce.r : arena.take<double>(rows * ld);
-    double** const wide[] = {&direct.w, &direct.u, &direct.sum, &direct.part};
-    for (double** row : wide) *row = arena.take<double>(ld);
-    double** const tall[] = {&direct.v, &direct.y, &direct.v_next, &direct.y_next};
-    for (double** col : tall) *col = arena.take<double>(rows);
-  }
-};
-
-template <typename T>
-struct TwoStageWorkspaces {
-  BidiagonalForm form;
-  ReduceWorkspace<T> reduce;
-  BandWorkspace<T> band;
-  double* storage;  // of the band
-  int64_t* done;    // of the chase
-  int64_t padded_m, padded_n;
-
-  TwoStageWorkspaces(Arena& arena, int64_t m, int64_t n) : form(arena, n), reduce(), band() {
-    constexpr int b = Blocks<T>::block;
-    padded_m = round_up(reduce_first(m, n) ? n : m, b);
-    padded_n = round_up(n, b);
-    band.top = arena.take<double>(b * b);
-    band.t = arena.take<double>(b * b);
-    if (reduce_first(m, n)) {
-      reduce.chunk_rows = m < reduce_chunk_rows ? m : reduce_chunk_rows;
-      reduce.r = arena.take<double>(triangle_size<T>(padded_n));
-      reduce.c = {arena.take<T>(Strips<T>::size(reduce.chunk_rows, padded_n)), reduce.chunk_rows};
-      reduce.w = {arena.take<T>(Strips<T>::size(b, padded_n)), b};
-      for (ReducePanel<T>& panel : reduce.panel) {
-        panel.v = arena.take<T>(reduce.chunk_rows * b);
-        panel.u = arena.take<T>(reduce.chunk_rows * b);
-        panel.t = arena.take<double>(b * b);
-      }
-    }
-    band.a = {arena.take<T>(Strips<T>::size(padded_m, padded_n)), padded_m};
-    band.w = {arena.take<T>(Strips<T>::size(b, padded_n)), b};
-    band.z = {arena.take<T>(Strips<T>::size(b, padded_n)), b};
-    T** const tall[] = {&band.v, &band.v_next, &band.y, &band.u};
-    for (T** col : tall) *col = arena.take<T>(padded_m * b);
-    band.q = arena.take<T>(padded_n * b);
-    band.m = arena.take<T>(b * b);
-    storage = arena.take<double>(BandStorage<b>::size(padded_n));
-    done = arena.take<int64_t>(n / group_sweeps + 1);
-  }
-};
-
 template <typename Scalar>
 static std::size_t svdvals_workspace_bytes(int64_t rows, int64_t cols) {
   const TallView a = tall_view(MatrixView{nullptr, ElementType::float32, rows, cols, 0, 0});
   Arena arena{nullptr, 0};
   if (directly(a.n))
-    DirectWorkspaces(arena, a.m, a.n);
+    typename SmallOf<Scalar>::Workspaces(arena, a.m, a.n);
   else
     TwoStageWorkspaces<Scalar>(arena, a.m, a.n);
   return arena.used;
@@ -110,59 +37,103 @@ static inline double reduce_flops(int64_t rows, int64_t n) { return 2.0 * rows *
 static inline double reduce_saved_flops(int64_t n) { return 2 * cubed(n) / 3; }  // R is a triangle
 static inline double bidiagonalization_flops(int64_t m, int64_t n) { return 4.0 * m * n * n - 4 * cubed(n) / 3; }
 
-// False if cancelled, as all that follow.
-template <typename Element>
-static bool bidiagonalize_directly(const DirectWorkspaces& ws, const TallView& a, const Scale<double>& scale, const Team& team,
-                                   StageClock* clock) {
-  const DirectWorkspace& square = ws.direct;
-  if (!reduce_first(a.m, a.n)) {
-    load_rows<double, Element>(a, 0, a.m, square.ld, scale, square.a, square.ld);
-    stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(a.m, a.n));
-    bidiagonalize(square, a.m, a.n, ws.form.d, ws.form.e);
-    stage_ends(clock, stage_bidiagonal, Work::flops_float64, bidiagonalization_flops(a.m, a.n));
-    return true;
+// Folds all rows of `a` into the triangle ws.r. False if cancelled, as all that follow.
+template <typename T, typename Element>
+static bool reduce(const ReduceWorkspace<T>& ws, const TallView& a, const Scale<T>& scale, const Team& team, StageClock* clock) {
+  const int64_t padded_n = round_up(a.n, Blocks<T>::block);
+  for (int64_t i = 0; i < triangle_size<T>(padded_n); ++i) ws.r[i] = 0;
+  for (int64_t first = 0; first < a.m; first += ws.chunk_rows) {
+    const int64_t rows = a.m - first < ws.chunk_rows ? a.m - first : ws.chunk_rows;
+    load_strips<T, Element>(a, first, rows, padded_n, scale, ws.c, team);
+    stage_ends(clock, stage_load, Work::bytes, load_bytes<T, Element>(rows, a.n));
+    if (!reduce_fold(ws, rows, a.n, team)) return false;
+    stage_ends(clock, stage_reduce, flops_of<T>, reduce_flops(rows, a.n));
   }
-  const DirectReduceWorkspace& reduce = ws.reduce;
-  for (int64_t i = 0; i < a.n * reduce.ld; ++i) reduce.r[i] = 0;
-  for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
-    const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
-    load_rows<double, Element>(a, first, rows, reduce.ld, scale, reduce.chunk, reduce.ld);
-    stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(rows, a.n));
-    direct_fold(reduce, rows, a.n);
-    stage_ends(clock, stage_reduce, Work::flops_float64, reduce_flops(rows, a.n));
-    if (cancelled(team)) return false;
-  }
-  stage_ends(clock, stage_reduce, Work::flops_float64, -reduce_saved_flops(a.n));
-  bidiagonalize(square, a.n, a.n, ws.form.d, ws.form.e);
-  stage_ends(clock, stage_bidiagonal, Work::flops_float64, bidiagonalization_flops(a.n, a.n));
+  stage_ends(clock, stage_reduce, flops_of<T>, -reduce_saved_flops(a.n));
   return true;
 }
 
-template <typename T, typename Element>
-static bool bidiagonalize_in_two_stages(const TwoStageWorkspaces<T>& ws, const TallView& a, const Scale<T>& scale,
-                                        const Team& team, StageClock* clock) {
-  const bool reduced = reduce_first(a.m, a.n);
-  if (reduced) {
-    for (int64_t i = 0; i < triangle_size<T>(ws.padded_n); ++i) ws.reduce.r[i] = 0;
-    for (int64_t first = 0; first < a.m; first += ws.reduce.chunk_rows) {
-      const int64_t rows = a.m - first < ws.reduce.chunk_rows ? a.m - first : ws.reduce.chunk_rows;
-      load_strips<T, Element>(a, first, rows, ws.padded_n, scale, ws.reduce.c, team);
-      stage_ends(clock, stage_load, Work::bytes, load_bytes<T, Element>(rows, a.n));
-      if (!reduce_fold(ws.reduce, rows, a.n, team)) return false;
-      stage_ends(clock, stage_reduce, flops_of<T>, reduce_flops(rows, a.n));
+template <typename Element>
+static bool bidiagonalize(const DirectWorkspaces& ws, const TallView& a, int exponent, const Team& team, StageClock* clock) {
+  const DirectWorkspace& square = ws.direct;
+  const Scale<double> scale = Scale<double>::of(exponent);
+  int64_t m = a.m;
+  if (reduce_first(a.m, a.n)) {
+    if (!reduce<double, Element>(ws.reduce, a, scale, team, clock)) return false;
+    m = a.n;
+    for (int64_t i = 0; i < a.n; ++i) {
+      const double* const row = triangle_row<double>(ws.reduce.r, round_up(a.n, Blocks<double>::block), i);
+      const int64_t first = round_down(i, Blocks<double>::block);
+      for (int64_t j = 0; j < square.ld; ++j) square.a[i * square.ld + j] = j >= i && j < a.n ? row[j - first] : 0;
     }
+  } else {
+    load_rows<double, Element>(a, 0, a.m, square.ld, scale, square.a, square.ld);
+    stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(a.m, a.n));
+  }
+  bidiagonalize_directly(square, m, a.n, ws.form.d, ws.form.e);
+  stage_ends(clock, stage_bidiagonal, Work::flops_float64, bidiagonalization_flops(m, a.n));
+  return true;
+}
+
+template <typename Element>
+static bool bidiagonalize(const PreciseWorkspaces& ws, const TallView& a, int exponent, const Team& team, StageClock* clock) {
+  const DirectWorkspace& square = ws.direct;
+  const Scale<double> scale = Scale<double>::of(exponent);
+  const bool reorder = order_columns(a, scale, square.w, ws.order);
+  int64_t m = a.m;
+  if (reduce_first(a.m, a.n)) {
+    const DirectReduceWorkspace& reduce = ws.reduce;
+    m = a.n;
+    for (int64_t i = 0; i < a.n * reduce.ld; ++i) reduce.r[i] = 0;
+    for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
+      const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
+      load_rows<double, Element>(a, first, rows, reduce.ld, scale, reduce.chunk, reduce.ld);
+      if (reorder) reorder_columns(reduce.chunk, rows, a.n, reduce.ld, ws.order, square.part);
+      stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(rows, a.n));
+      direct_fold(reduce, rows, a.n);
+      stage_ends(clock, stage_reduce, Work::flops_float64, reduce_flops(rows, a.n));
+      if (cancelled(team)) return false;
+    }
+    stage_ends(clock, stage_reduce, Work::flops_float64, -reduce_saved_flops(a.n));
+  } else {
+    load_rows<double, Element>(a, 0, a.m, square.ld, scale, square.a, square.ld);
+    if (reorder) reorder_columns(square.a, a.m, a.n, square.ld, ws.order, square.part);
+    stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(a.m, a.n));
+  }
+  bidiagonalize_precisely(square, m, a.n, ws.form.d, ws.form.e);
+  stage_ends(clock, stage_bidiagonal, Work::flops_float64, bidiagonalization_flops(m, a.n));
+  return true;
+}
+
+template <typename Element, typename T>
+static bool bidiagonalize(const TwoStageWorkspaces<T>& ws, const TallView& a, int exponent, const Team& team, StageClock* clock) {
+  const Scale<T> scale = Scale<T>::of(exponent);
+  int64_t m = a.m;
+  if (reduce_first(a.m, a.n)) {
+    if (!reduce<T, Element>(ws.reduce, a, scale, team, clock)) return false;
+    m = a.n;
     load_triangle(ws.reduce.r, ws.padded_n, ws.band.a);
-    stage_ends(clock, stage_reduce, flops_of<T>, -reduce_saved_flops(a.n));
+    stage_ends(clock, stage_reduce, flops_of<T>, 0);
   } else {
     load_strips<T, Element>(a, 0, a.m, ws.padded_n, scale, ws.band.a, team);
     zero_rows(ws.band.a, a.m, ws.padded_n);
     stage_ends(clock, stage_load, Work::bytes, load_bytes<T, Element>(a.m, a.n));
   }
   if (!reduce_to_band(ws.band, ws.padded_m, ws.padded_n, ws.storage, team)) return false;
-  stage_ends(clock, stage_band, flops_of<T>, bidiagonalization_flops(reduced ? a.n : a.m, a.n));
+  stage_ends(clock, stage_band, flops_of<T>, bidiagonalization_flops(m, a.n));
   if (!bidiagonalize_band<Blocks<T>::block>(ws.storage, a.n, ws.form.d, ws.form.e, ws.done, team)) return false;
-  stage_ends(clock, stage_bidiagonal, flops_of<T>, 8.0 * a.n * a.n * Blocks<T>::block);
+  stage_ends(clock, stage_bidiagonal, Work::flops_float64, 8.0 * a.n * a.n * Blocks<T>::block);
   return true;
+}
+
+template <typename Workspaces, typename Element, typename Scalar>
+static int32_t walk(const TallView& a, int exponent, Scalar* values, void* workspace, const Team& team, StageClock* clock) {
+  Arena arena{static_cast<char*>(workspace), 0};
+  const Workspaces ws(arena, a.m, a.n);
+  if (!bidiagonalize<Element>(ws, a, exponent, team, clock)) return info_cancelled;
+  const int64_t points = bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
+  stage_ends(clock, stage_values, Work::divisions, static_cast<double>(points) * a.n);
+  return info_ok;
 }
 
 template <typename Element, typename Scalar>
@@ -178,19 +149,8 @@ static int32_t svdvals_of(const TallView& a, Scalar* values, void* workspace, co
     stage_ends(clock, stage_values, Work::flops_float64, 2.0 * a.m);
     return info_ok;
   }
-  Arena arena{static_cast<char*>(workspace), 0};
-  int64_t points;
-  if (directly(a.n)) {
-    const DirectWorkspaces ws(arena, a.m, a.n);
-    if (!bidiagonalize_directly<Element>(ws, a, Scale<double>::of(exponent), team, clock)) return info_cancelled;
-    points = bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
-  } else {
-    const TwoStageWorkspaces<Scalar> ws(arena, a.m, a.n);
-    if (!bidiagonalize_in_two_stages<Scalar, Element>(ws, a, Scale<Scalar>::of(exponent), team, clock)) return info_cancelled;
-    points = bidiagonal_values(ws.form.values, ws.form.d, ws.form.e, a.n, -exponent, values, team);
-  }
-  stage_ends(clock, stage_values, Work::divisions, static_cast<double>(points) * a.n);
-  return info_ok;
+  return directly(a.n) ? walk<typename SmallOf<Scalar>::Workspaces, Element>(a, exponent, values, workspace, team, clock)
+                       : walk<TwoStageWorkspaces<Scalar>, Element>(a, exponent, values, workspace, team, clock);
 }
 
 static void svdvals_float32(const MatrixView& a, float* values, int32_t* info, void* workspace, const Team& team,

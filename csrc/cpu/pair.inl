@@ -1,0 +1,67 @@
+// Sums of two doubles: x = hi + lo with |lo| <= half a unit of hi, 2^-104 relative (Dekker 1971; Ogita, Rump and Oishi 2005).
+//
+//   sum      s = fl(a + b),  t = s - a,  e = (a - (s - t)) + (b - t)       a + b = s + e     (Knuth's TwoSum)
+//   product  p = fl(a b),    e = a b - p, by fma or from halves of 26 bits  a b = p + e
+//
+// What is left of the second order, lo * lo, is dropped. Loops over these are plain: the compiler vectorizes them.
+
+struct Pair {
+  double hi, lo;
+};
+
+static inline Pair exact_sum(double a, double b) {
+  const double s = a + b, t = s - a;
+  return {s, (a - (s - t)) + (b - t)};
+}
+
+#if !defined(__FMA__) && !defined(__aarch64__)
+static inline Pair halves(double a) {
+  const double c = 0x1.0000002p27 * a, high = c - (c - a);
+  return {high, a - high};
+}
+#endif
+
+static inline Pair exact_product(double a, double b) {
+  const double p = a * b;
+#if defined(__FMA__) || defined(__aarch64__)
+  return {p, __builtin_fma(a, b, -p)};
+#else
+  const Pair x = halves(a), y = halves(b);
+  return {p, ((x.hi * y.hi - p) + x.hi * y.lo + x.lo * y.hi) + x.lo * y.lo};
+#endif
+}
+
+static inline Pair operator+(Pair x, Pair y) {
+  const Pair s = exact_sum(x.hi, y.hi);
+  return {s.hi, s.lo + (x.lo + y.lo)};
+}
+static inline Pair operator-(Pair x, Pair y) { return x + Pair{-y.hi, -y.lo}; }
+static inline Pair operator*(Pair x, Pair y) {
+  const Pair p = exact_product(x.hi, y.hi);
+  return {p.hi, p.lo + (x.hi * y.lo + x.lo * y.hi)};
+}
+static inline Pair operator*(Pair x, double y) {
+  const Pair p = exact_product(x.hi, y);
+  return {p.hi, p.lo + x.lo * y};
+}
+static inline double rounded(Pair x) { return x.hi + x.lo; }
+static inline Pair normalized(Pair x) { return exact_sum(x.hi, x.lo); }
+
+// x . y
+static inline Pair precise_dot(const double* x, const double* y, int64_t n) {
+  constexpr int64_t width = 8;
+  double hi[width] = {}, lo[width] = {};
+  int64_t i = 0;
+  for (; i + width <= n; i += width)
+    for (int64_t l = 0; l < width; ++l) {
+      const Pair sum = Pair{hi[l], lo[l]} + exact_product(x[i + l], y[i + l]);
+      hi[l] = sum.hi, lo[l] = sum.lo;
+    }
+  for (int64_t l = 0; i < n; ++i, ++l) {
+    const Pair sum = Pair{hi[l], lo[l]} + exact_product(x[i], y[i]);
+    hi[l] = sum.hi, lo[l] = sum.lo;
+  }
+  Pair total{0, 0};
+  for (int64_t l = 0; l < width; ++l) total = total + Pair{hi[l], lo[l]};
+  return normalized(total);
+}
