@@ -63,7 +63,7 @@ def test_work_is_that_of_the_formulas() -> None:
     assert work["load"] == ("bytes", 8 * m * n)
     assert work["reduce"] == ("flops_float32", pytest.approx(2 * m * n**2 - 2 / 3 * n**3))
     assert work["band"] == ("flops_float32", pytest.approx(8 / 3 * n**3))
-    assert work["bidiagonal"] in [("flops_float32", 8 * n**2 * b) for b in (8, 16)]
+    assert work["bidiagonal"] in [("flops_float64", 8 * n**2 * b) for b in (8, 16)]
     unit, divisions = work["values"]
     assert unit == "divisions"
     assert divisions % n == 0
