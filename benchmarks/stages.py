@@ -132,8 +132,6 @@ def _measure(row: StagesRow, A: Tensor, threads: int, repeats: int | None) -> No
         row.status = f"{GATE_FAILED}: the clocked call has other values than svdvals"
         return
 
-    # The copies apart: the threads of torch's OpenMP spin for milliseconds after their work, beside whoever
-    # comes next (1024², 2 cores: svdvals 12 ms, 16 ms after a copy).
     copy = torch.empty_like(A, dtype=expected.dtype)
     used = sorted({1, threads})  # a small copy is faster on one thread
     copies = interleave([Contestant("copy", lambda: copy.copy_(A), n) for n in used], host_clock, repeats)
