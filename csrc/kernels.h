@@ -15,10 +15,26 @@
 //                about a factor of two: small ones in groups (README, Limits). One at a time, where reflectors are computed in
 //                pairs of doubles, 1 in 38000 hard ones did, by 1.1 (tests/oracles/zoo.py and orthogonal matrices).
 //   workspace    one block for each matrix in work, workspace_bytes(rows, cols) long, aligned to workspace_alignment.
-//   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 8/3 n^3 where `reduce` runs first (m > 5/3 n).
+//                A copy of the matrix or, where `reduce` runs, of its triangle in the output type (n^2) and in double (n^2 / 2);
+//                O((m + n) b) for panels, 24 n b bytes for the band, a chunk of at most 512 rows.
+//   cost         4 m n^2 - 4/3 n^3 flops (m >= n), or 2 m n^2 + 2 n^3 where `reduce` runs first (m > 5/3 n); 8 n^2 b more for the
+//                band, b = 16 or 8 columns (blocks.inl); some 4 n^2 divisions.
 //   determinism  the values depend on the matrix and the instruction set alone, not on threads, place or neighbours; on the
 //                length of a batch only through group_size.
 //   errors       none are raised below the bindings; a kernel never allocates.
+//
+//   Its stages, each in csrc/cpu/<stage>.inl with its mathematics, sources and measurements (m >= n; a wide matrix is read through
+//   its transpose):
+//
+//   load         A -> working matrix, scaled by a power of two so that its largest entry is in [1, 2).
+//   reduce       m x n, a chunk of rows at a time, -> n x n upper triangle. Blocked Householder QR. 2 m n^2 - 2/3 n^3 flops.
+//   band         m x n -> upper band of width b. Blocked two-sided Householder reduction. 4 m n^2 - 4/3 n^3 flops.
+//   bidiagonal   band -> d, e (n and n - 1 doubles). Bulge chasing, in double. 8 n^2 b flops. For n <= 128 from the matrix itself, a
+//                column at a time and in double, 4 m n^2 - 4/3 n^3 flops.
+//   values       d, e -> values. Laguerre's iteration certified by Sturm counts. n divisions a count, 3 to 6 counts a value.
+//
+//   All stages take a Team and share their work among its threads by pieces whose bits depend on their number alone. A stage
+//   returns early once Team::cancelled answers true. None fails: the input of `reduce` and what follows is finite.
 //
 //   svdvals_group  the same for `count` <= group_size small matrices of one shape and element type, one to a SIMD lane.
 //

@@ -39,6 +39,18 @@ def test_bits_do_not_depend_on_threads_place_or_neighbours(isa: str) -> None:
     assert torch.equal(S[[0, 1, 2, 3, 5, 6, 7, 8]], expected[[0, 1, 2, 3, 5, 6, 7, 8]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_threads_inside_one_matrix_change_no_bit(isa: str, dtype: torch.dtype) -> None:
+    """Strips, rows, sweeps and points are shared among threads; 1100 rows are three chunks of `reduce`."""
+    for shape in ((129, 129), (160, 257), (1100, 150), (400, 385)):
+        A = torch.randn(shape, dtype=dtype)
+        torch.set_num_threads(1)
+        expected = sf.svdvals(A)
+        for threads in (2, 3, 4):
+            torch.set_num_threads(threads)
+            assert torch.equal(sf.svdvals(A), expected), (shape, threads)
+
+
 def test_a_caller_that_flushes_subnormals_changes_nothing() -> None:
     """The setting belongs to a thread; the pool's threads would not have it."""
     A = batch() * 1e-40
