@@ -23,8 +23,8 @@ SAMPLE_SECONDS = 1e-3
 # The first call pays for loading and allocating: of one shorter than this the second says what it takes.
 SHORT_CALL_SECONDS = 20e-3
 
-# Before every sample. Threads of OpenMP spin for some milliseconds after their work, and would take a core from
-# whoever comes next: 1024² on 2 cores took ours 16 ms instead of 12.
+# Before every sample. Threads of OpenMP spin for some milliseconds after their work, and would take a core
+# from whoever comes next: 1024² on 2 cores took ours 16 ms instead of 12.
 REST_SECONDS = 10e-3
 
 # Repeats: as many as take this long together, within the limits.

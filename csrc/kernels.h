@@ -23,14 +23,14 @@
 //                length of a batch only through group_size.
 //   errors       none are raised below the bindings; a kernel never allocates.
 //
-//   Its stages, each in csrc/cpu/<stage>.inl with its mathematics, sources and measurements (m >= n; a wide matrix is read through
-//   its transpose):
+//   Its stages, each in csrc/cpu/<stage>.inl with its mathematics and sources (m >= n; a wide matrix is read through its
+//   transpose):
 //
 //   load         A -> working matrix, scaled by a power of two so that its largest entry is in [1, 2).
 //   reduce       m x n, a chunk of rows at a time, -> n x n upper triangle. Blocked Householder QR. 2 m n^2 - 2/3 n^3 flops.
 //   band         m x n -> upper band of width b. Blocked two-sided Householder reduction. 4 m n^2 - 4/3 n^3 flops.
-//   bidiagonal   band -> d, e (n and n - 1 doubles). Bulge chasing, in double. 8 n^2 b flops. For n <= 128 from the matrix itself, a
-//                column at a time and in double, 4 m n^2 - 4/3 n^3 flops.
+//   bidiagonal   band -> d, e (n and n - 1 doubles). Bulge chasing, in double. 8 n^2 b flops. For n <= 128 from the matrix
+//                itself, a column at a time and in double, 4 m n^2 - 4/3 n^3 flops.
 //   values       d, e -> values. Laguerre's iteration certified by Sturm counts. n divisions a count, 3 to 6 counts a value.
 //
 //   All stages take a Team and share their work among its threads by pieces whose bits depend on their number alone. A stage

@@ -159,7 +159,7 @@ def test_sanitize_threads_of_the_pool(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_sanitize_poisoned_workspaces(tmp_path: Path) -> None:
     """Workspaces and outputs full of NaN before each matrix change no bit."""
-    # Not _cpu: CFLAGS replace those of Python (-fwrapv), and with them the compiler may contract other products.
+    # Not _cpu: CFLAGS replace those of Python (-fwrapv), and the compiler may contract other products.
     modules = []
     for name in ("POISON", "CLEAN"):
         (tmp_path / name).mkdir()

@@ -34,7 +34,7 @@ struct BandStorage {
   static inline double* at(double* band, int64_t i, int64_t j) { return band + b + i * stride + j; }
 };
 
-static constexpr int64_t band_row_piece = 96;  // rows in a piece of work: two tiles of two dozen and more, at most 50 pieces
+static constexpr int64_t band_row_piece = 96;  // rows in a piece of work: four tiles of A U
 
 // Columns k .. k + b of rows k .. m, with the pending update, into v_next.
 template <typename T>

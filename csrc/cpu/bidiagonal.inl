@@ -14,7 +14,7 @@
 // behind the one before: their steps are independent, so one fills the waits of the other, and the windows stay in the first
 // level cache. Groups run on the threads of a team, the same distance apart.
 
-static constexpr int group_sweeps = 4;
+static constexpr int group_sweeps = 4;  // AMD Zen 5, AVX-512, b = 16: 100 ns a step, one sweep at a time 135
 
 template <int b>
 struct ChaseReflector {

@@ -17,9 +17,18 @@ static inline void parallel_for(const Team& team, int64_t count, Piece piece) {
 
 static inline bool cancelled(const Team& team) { return team.cancelled && team.cancelled(team.pool); }
 
+static inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 // Waits inside a piece for an earlier piece to come as far as `progress` (release by the one, acquire by the other).
 static inline void wait_until(const int64_t* done, int64_t progress) {
   for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < progress; ++spins) {
-    if (spins >= 1000) sched_yield();  // the other thread may be waiting for this core
+    relax();
+    if (spins >= 200) sched_yield();  // the other thread may be waiting for this core
   }
 }

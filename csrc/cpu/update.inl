@@ -14,7 +14,7 @@
 //
 // Sums over rows are taken in blocks, and the blocks are summed: one running sum would lose sqrt(rows) units.
 
-static constexpr int64_t update_sum_rows = 64;
+static constexpr int64_t update_sum_rows = 64;  // a part of a strip is added up in the first level cache: free at this size
 
 // rank: how many pending products (0, 1: V W, 2: V W + Y Z). w, z, part: rows of strip_columns.
 template <int tile_rows, int vectors, int rank, bool multiply, typename T>
