@@ -60,9 +60,13 @@ static typename Element::Bits largest_magnitude(const TallView& a) {
   typedef typename Element::Bits Bits;
   const Bits* data = static_cast<const Bits*>(a.data);
   const bool by_rows = a.row_stride >= a.col_stride;
-  const int64_t outer = by_rows ? a.m : a.n, inner = by_rows ? a.n : a.m;
+  int64_t outer = by_rows ? a.m : a.n, inner = by_rows ? a.n : a.m;
   const int64_t outer_stride = by_rows ? a.row_stride : a.col_stride;
   const int64_t inner_stride = by_rows ? a.col_stride : a.row_stride;
+  if (inner_stride == 1 && outer_stride == inner) {  // without gaps: one long row
+    inner *= outer;
+    outer = 1;
+  }
   Bits largest = 0;
   for (int64_t i = 0; i < outer; ++i) {
     const Bits* p = data + i * outer_stride;

@@ -7,7 +7,8 @@ static void norm_of_column(const TallView& a, int exponent, Scalar* value) {
   double column[piece], sum = 0, lost = 0;
   for (int64_t first = 0; first < a.m; first += piece) {
     const int64_t rows = a.m - first < piece ? a.m - first : piece;
-    load_rows<double, Element>(a, first, rows, 1, scale, column, 1);
+    const typename Element::Bits* const piece_of_a = static_cast<const typename Element::Bits*>(a.data) + first * a.row_stride;
+    load_rows<double, Element>(TallView{piece_of_a, 1, rows, 0, a.row_stride}, 0, 1, rows, scale, column, rows);  // as a row
     const double term = compensated_dot(column, column, rows) - lost, total = sum + term;
     lost = (total - sum) - term;
     sum = total;

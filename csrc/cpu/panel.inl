@@ -123,7 +123,7 @@ static void scale_panel(T* p, int64_t rows, const double* inverse, const double*
 // The first `columns` columns of a panel; the others are zero and stay so.
 // p: the rows below, raw entries in and V out. top: b x b in double, R out in its upper triangle; where `dense` its lower
 // triangle takes part in the reflectors (and holds their entries at the end), otherwise each reflector has one entry in it, its
-// own row's. u: rows x b, the rows of U that belong to p. t: b x b.
+// own row's. u: rows x b, the rows of U that belong to p; null where only R is wanted. t: b x b.
 template <bool dense, typename T>
 static void factor_panel(T* p, int64_t rows, int columns, double* top, T* u, double* t) {
   constexpr int b = Blocks<T>::block;
@@ -162,5 +162,5 @@ static void factor_panel(T* p, int64_t rows, int columns, double* top, T* u, dou
 
   for (int l = 0; l < b; ++l)
     for (int j = 0; j < b; ++j) t[l * b + j] = t_transposed[j * b + l];
-  scale_panel(p, rows, inverse, t, u);
+  if (u) scale_panel(p, rows, inverse, t, u);
 }

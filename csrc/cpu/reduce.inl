@@ -66,7 +66,7 @@ static void factor_block(const ReduceWorkspace<T>& ws, int64_t n, int64_t k, int
   double top[b * b];
   for (int r = 0; r < b; ++r)
     for (int j = 0; j < b; ++j) top[r * b + j] = j < r ? 0 : triangle_row<T>(ws.r, padded_n, k + r)[j];
-  factor_panel<false>(panel.v, rows, static_cast<int>(n - k < b ? n - k : b), top, panel.u, panel.t);
+  factor_panel<false>(panel.v, rows, static_cast<int>(n - k < b ? n - k : b), top, k + b < padded_n ? panel.u : nullptr, panel.t);
   for (int r = 0; r < b; ++r)
     for (int j = r; j < b; ++j) triangle_row<T>(ws.r, padded_n, k + r)[j] = top[r * b + j];
 }
