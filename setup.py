@@ -51,16 +51,17 @@ def main() -> None:
     kernels += ["pair", "householder", "norm"]
     kernels += ["direct_update", "direct_reduce", "direct"]
     kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "workspace", "svdvals"]
-    kernels += ["lanes", "dqds_lanes", "refine_lanes", "group", "peak", "isa"]
+    kernels += ["lanes", "dqds_lanes", "refine_lanes", "group"]
+    kernels += ["elementary", "powerlaw", "stats", "peak", "isa"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
-        ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/threads.cpp"],
+        ["csrc/cpu/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/spectra.cpp", "csrc/cpu/threads.cpp"],
         cxx_std=17,
         extra_compile_args=COMMON_FLAGS,
         extra_link_args=["-pthread"],
         define_macros=[("SF_X86_ISAS", "1")] if several else [],
         depends=[
-            *["csrc/kernels.h", "csrc/cpu/dispatch.h", "csrc/cpu/threads.h"],
+            *["csrc/kernels.h", "csrc/cpu/dispatch.h", "csrc/cpu/spectra.h", "csrc/cpu/threads.h"],
             *[f"csrc/cpu/{name}.inl" for name in kernels],
         ],
     )

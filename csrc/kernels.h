@@ -43,6 +43,20 @@
 //   workspace    one block a group, group_workspace_bytes long: lanes x m x n doubles, and O((m + n) lanes) more.
 //   cost         a matrix: 4 m n^2 - 4/3 n^3 flops and some 2 n^2 divisions (float64: 10 n^2). An incomplete group takes as
 //                long as a full one.
+//
+//   stats          one spectrum, sigma_1 >= ... >= sigma_n, in double -> every field of SpectralStats. NaN if a value is
+//   negative. ranksize_slope the same -> minus the slope of ln sigma_k on ln k over the positive values. fit_powerlaw   one row,
+//   x_1 <= ... <= x_n, in double -> the power law of its positive values. xmin: a threshold, or NaN to
+//                  search for it.
+//   hill_alpha     the same -> Hill's exponent of the k largest positive values; k = 0 is the upper half of them.
+//
+//   mathematics  csrc/cpu/stats.inl and powerlaw.inl; docs/statistics.md has the formulas. The least KS distance of fit_powerlaw
+//   is
+//                that of the full scan over every value.
+//   input        readable up to a multiple of padded_values, zero behind the n >= 1 values; a NaN in the first place stands for a
+//                row that has a NaN or an infinity: its results are NaN, its tail empty.
+//   workspace    stats_workspace_bytes(n) for all four, some 10 doubles a value.
+//   cost         3 logarithms a value and some 15 exponentials, Pareto samples included.
 #pragma once
 
 #include <cstddef>
@@ -95,6 +109,28 @@ struct StageClock {
   StageTime stages[stage_count];
 };
 
+constexpr int64_t padded_values = 16;
+
+// In the order of _ops.SMOOTH_FIELDS and FITTED_FIELDS.
+struct SmoothStats {
+  double spectral_norm, frobenius_norm, nuclear_norm, stable_rank, effective_rank, spectral_entropy, participation_ratio,
+      condition_number, log_norm, alpha_hill, alpha_ranksize;
+};
+struct FittedStats {
+  double alpha, alpha_stderr, xmin, ks_distance, n_tail, alpha_weighted, log_alpha_norm, mp_edge, mp_spikes;
+};
+
+// The Marchenko-Pastur bulk of a shape, in terms of the median of lambda. NaN where the shape is not known.
+struct BulkEdge {
+  double over_median;  // edge / median
+  double slack;        // how far above the edge, relative to it, noise still reaches
+};
+
+struct PowerLawFit {
+  double alpha, alpha_stderr, xmin, ks_distance;
+  int64_t n_tail;  // 0, and the others NaN, where there is no fit
+};
+
 // What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
 template <typename Scalar>
 struct Kernels {
@@ -112,6 +148,12 @@ struct KernelTable {
   const char* isa;
   Kernels<float> float32;
   Kernels<double> float64;
+
+  std::size_t (*stats_workspace_bytes)(int64_t n);
+  void (*stats)(const double* sigma, int64_t n, const BulkEdge& edge, SmoothStats* smooth, FittedStats* fitted, void* workspace);
+  double (*ranksize_slope)(const double* sigma, int64_t n, void* workspace);
+  void (*fit_powerlaw)(const double* x, int64_t n, double xmin, PowerLawFit* fit, void* workspace);
+  double (*hill_alpha)(const double* x, int64_t n, int64_t k, void* workspace);
 
   // The most that one thread can do of `unit`, bytes excepted, out of registers: runs for a time proportional to `rounds` and
   // returns how much it did.

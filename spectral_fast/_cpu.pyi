@@ -12,6 +12,41 @@ def svdvals(
     info: int,
     threads: int,
 ) -> bool: ...
+def spectral_stats(
+    data: int,
+    element: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    values: int,
+    info: int,
+    edge: tuple[float, float],
+    smooth: int,
+    fitted: int,
+    threads: int,
+) -> None: ...
+def stats_from_svdvals(
+    values: int,
+    element: int,
+    count: int,
+    n: int,
+    edge: tuple[float, float],
+    smooth: int,
+    fitted: int,
+    threads: int,
+) -> None: ...
+def fit_powerlaw(
+    values: int,
+    element: int,
+    count: int,
+    n: int,
+    xmin: int,
+    fits: int,
+    threads: int,
+) -> None: ...
+def ranksize_slope(values: int, element: int, count: int, n: int, slopes: int, threads: int) -> None: ...
+def hill_alpha(
+    values: int, element: int, count: int, n: int, k: int, alphas: int, threads: int
+) -> None: ...
 def stages(rows: int, cols: int, batch: int) -> list[str]: ...
 def svdvals_stages(
     data: int,

@@ -4,9 +4,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
@@ -23,8 +25,8 @@ bool interrupted() {
   return PyErr_CheckSignals() != 0;
 }
 
-bool svdvals_clocked(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
-                     std::uintptr_t values, std::uintptr_t info, int threads, StageClock* clock) {
+bool svdvals_with(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                  std::uintptr_t values, std::uintptr_t info, int threads, const StatsTarget* target, StageClock* clock) {
   if (element < 0 || element > static_cast<int>(ElementType::bfloat16)) throw std::invalid_argument("unknown element type");
   if (shape.size() < 2 || shape.size() != strides.size())
     throw std::invalid_argument("shape and strides must name a batch of matrices");
@@ -35,8 +37,8 @@ bool svdvals_clocked(std::uintptr_t data, int element, std::vector<int64_t> shap
   {
     py::gil_scoped_release unlocked;
     outcome = batch.element == ElementType::float64
-                  ? svdvals(batch, reinterpret_cast<double*>(values), info_out, threads, interrupted, clock)
-                  : svdvals(batch, reinterpret_cast<float*>(values), info_out, threads, interrupted, clock);
+                  ? svdvals(batch, reinterpret_cast<double*>(values), info_out, threads, interrupted, target, clock)
+                  : svdvals(batch, reinterpret_cast<float*>(values), info_out, threads, interrupted, target, clock);
   }
   if (outcome == Outcome::cancelled) throw py::error_already_set();
   return outcome == Outcome::all_ok;
@@ -44,7 +46,63 @@ bool svdvals_clocked(std::uintptr_t data, int element, std::vector<int64_t> shap
 
 bool svdvals_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
                      std::uintptr_t values, std::uintptr_t info, int threads) {
-  return svdvals_clocked(data, element, std::move(shape), std::move(strides), values, info, threads, nullptr);
+  return svdvals_with(data, element, std::move(shape), std::move(strides), values, info, threads, nullptr, nullptr);
+}
+
+StatsTarget stats_target(std::pair<double, double> edge, std::uintptr_t smooth, std::uintptr_t fitted) {
+  return {{edge.first, edge.second}, reinterpret_cast<SmoothStats*>(smooth), reinterpret_cast<FittedStats*>(fitted)};
+}
+
+void spectral_stats_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                            std::uintptr_t values, std::uintptr_t info, std::pair<double, double> edge, std::uintptr_t smooth,
+                            std::uintptr_t fitted, int threads) {
+  const StatsTarget target = stats_target(edge, smooth, fitted);
+  svdvals_with(data, element, std::move(shape), std::move(strides), values, info, threads, &target, nullptr);
+}
+
+template <typename Kernel>
+void each_spectrum(std::uintptr_t values, int element, int64_t count, int64_t n, Order order, int threads, Kernel kernel) {
+  const SpectraView spectra{reinterpret_cast<const void*>(values), static_cast<ElementType>(element), count, n};
+  if (spectra.element != ElementType::float32 && spectra.element != ElementType::float64)
+    throw std::invalid_argument("spectra are float32 or float64");
+  bool done;
+  {
+    py::gil_scoped_release unlocked;
+    done = for_each_spectrum(spectra, order, threads, interrupted, kernel);
+  }
+  if (!done) throw py::error_already_set();
+}
+
+void stats_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::pair<double, double> edge,
+                   std::uintptr_t smooth, std::uintptr_t fitted, int threads) {
+  const StatsTarget target = stats_target(edge, smooth, fitted);
+  each_spectrum(values, element, count, n, Order::descending, threads, [=](int64_t row, const double* sigma, void* scratch) {
+    current_table().stats(sigma, n, target.edge, target.smooth + row, target.fitted + row, scratch);
+  });
+}
+
+void ranksize_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::uintptr_t slopes, int threads) {
+  double* const out = reinterpret_cast<double*>(slopes);
+  each_spectrum(values, element, count, n, Order::descending, threads, [=](int64_t row, const double* sigma, void* scratch) {
+    out[row] = current_table().ranksize_slope(sigma, n, scratch);
+  });
+}
+
+void fit_powerlaw_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::uintptr_t xmin, std::uintptr_t fits,
+                          int threads) {
+  const double* const thresholds = reinterpret_cast<const double*>(xmin);
+  PowerLawFit* const out = reinterpret_cast<PowerLawFit*>(fits);
+  each_spectrum(values, element, count, n, Order::ascending, threads, [=](int64_t row, const double* x, void* scratch) {
+    // A threshold that is NaN asks for no search: nothing is above it, as nothing is above an infinite one.
+    const double threshold = !thresholds ? NAN : std::isnan(thresholds[row]) ? INFINITY : thresholds[row];
+    current_table().fit_powerlaw(x, n, threshold, out + row, scratch);
+  });
+}
+
+void hill_binding(std::uintptr_t values, int element, int64_t count, int64_t n, int64_t k, std::uintptr_t alphas, int threads) {
+  double* const out = reinterpret_cast<double*>(alphas);
+  each_spectrum(values, element, count, n, Order::ascending, threads,
+                [=](int64_t row, const double* x, void* scratch) { out[row] = current_table().hill_alpha(x, n, k, scratch); });
 }
 
 const char* const stage_names[stage_count] = {"load", "reduce", "band", "bidiagonal", "values"};
@@ -54,8 +112,8 @@ py::dict stages_binding(std::uintptr_t data, int element, int64_t rows, int64_t 
                         std::uintptr_t values, int threads) {
   int32_t info;
   StageClock clock{seconds_now, seconds_now(), {}};
-  svdvals_clocked(data, element, {rows, cols}, {row_stride, col_stride}, values, reinterpret_cast<std::uintptr_t>(&info), threads,
-                  &clock);
+  svdvals_with(data, element, {rows, cols}, {row_stride, col_stride}, values, reinterpret_cast<std::uintptr_t>(&info), threads,
+               nullptr, &clock);
   py::dict found;
   for (int stage = 0; stage < stage_count; ++stage) {
     const StageTime& time = clock.stages[stage];
@@ -81,6 +139,21 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("svdvals", &svdvals_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"), py::arg("values"),
         py::arg("info"), py::arg("threads"),
         "Singular values of a batch of matrices at an address; strides count elements. Returns whether every info is 0.");
+  m.def("spectral_stats", &spectral_stats_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
+        py::arg("values"), py::arg("info"), py::arg("edge"), py::arg("smooth"), py::arg("fitted"), py::arg("threads"),
+        "svdvals, and the statistics of each matrix next to each other. edge: (edge / median, slack) of the noise bulk, or NaN.");
+  m.def("stats_from_svdvals", &stats_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"),
+        py::arg("edge"), py::arg("smooth"), py::arg("fitted"), py::arg("threads"),
+        "Statistics of `count` contiguous rows of n singular values, in any order.");
+  m.def("fit_powerlaw", &fit_powerlaw_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"),
+        py::arg("xmin"), py::arg("fits"), py::arg("threads"),
+        "Power laws of `count` contiguous rows of n values: alpha, its standard error, xmin, D (float64) and n_tail (int64) of\n"
+        "each. xmin: address of a threshold for each row, or 0 to search for it.");
+  m.def("ranksize_slope", &ranksize_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"),
+        py::arg("slopes"), py::arg("threads"), "Rank-size slopes of `count` contiguous rows of n singular values.");
+  m.def("hill_alpha", &hill_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"), py::arg("k"),
+        py::arg("alphas"), py::arg("threads"),
+        "Hill exponents of `count` contiguous rows of n values, over the k largest of each; k = 0: over the upper half.");
   m.def("stages", &stages, py::arg("rows"), py::arg("cols"), py::arg("batch"),
         "What matrices of a batch go through, in order; \"group\" is all stages, one matrix to a SIMD lane.");
   m.def("svdvals_stages", &stages_binding, py::arg("data"), py::arg("element"), py::arg("rows"), py::arg("cols"),

@@ -3,10 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <stdexcept>
 
@@ -68,16 +65,6 @@ const Kernels<double>& kernels<double>() {
   return current().load()->float64;
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-std::unique_ptr<char, Free> allocate(std::size_t bytes) {
-  void* p = std::aligned_alloc(workspace_alignment, std::max(bytes, workspace_alignment));
-  if (!p) throw std::bad_alloc();
-  return std::unique_ptr<char, Free>(static_cast<char*>(p));
-}
-
 std::size_t element_bytes(ElementType element) {
   switch (element) {
     case ElementType::float64: return 8;
@@ -87,6 +74,8 @@ std::size_t element_bytes(ElementType element) {
 }
 
 }  // namespace
+
+const KernelTable& current_table() { return *current().load(); }
 
 std::vector<std::string> built_isas() {
   std::vector<std::string> names;
@@ -131,7 +120,8 @@ constexpr double peak_seconds = 0.5e-3;
 constexpr int peak_runs = 20;
 
 template <typename Scalar>
-Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(), StageClock* clock) {
+Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(),
+                const StatsTarget* target, StageClock* clock) {
   const std::size_t batch_dims = batch.shape.size() - 2;
   const int64_t rows = batch.shape[batch_dims], cols = batch.shape[batch_dims + 1];
   const int64_t k = std::min(rows, cols);
@@ -157,9 +147,12 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
 
   // Worker w's workspace. The first serves what the threads do together, too.
   const std::size_t bytes = group > 1 ? kernel.group_workspace_bytes(rows, cols) : kernel.workspace_bytes(rows, cols);
-  std::vector<std::unique_ptr<char, Free>> workspaces;
-  do workspaces.push_back(allocate(bytes));
-  while (static_cast<int64_t>(workspaces.size()) < std::min<int64_t>(apart, crew.threads()));
+  std::vector<Block> workspaces;
+  std::vector<SpectrumWorkspace> spectra;
+  do {
+    workspaces.push_back(allocate(bytes));
+    if (target) spectra.emplace_back(current_table(), k);
+  } while (static_cast<int64_t>(workspaces.size()) < std::min<int64_t>(apart, crew.threads()));
 
   const char* data = static_cast<const char*>(batch.data);
   const std::size_t size = element_bytes(batch.element);
@@ -176,9 +169,7 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
                       batch.strides[batch_dims],
                       batch.strides[batch_dims + 1]};
   };
-  const auto compute = [&](int64_t unit, int worker, const Team& team) {
-    void* const workspace = workspaces[worker].get();
-    const int64_t first = unit * group, members = std::min(group, count - first);
+  const auto compute_values = [&](int64_t first, int64_t members, void* workspace, const Team& team) {
 #ifdef SF_POISON  // tests/test_build.py: NaN wherever a kernel has not written
     std::memset(workspace, 0xff, bytes);
     std::memset(values + first * k, 0xff, static_cast<std::size_t>(members * k) * sizeof(Scalar));
@@ -187,6 +178,14 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
     MatrixView matrices[largest_group];
     for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(first + i);
     kernel.svdvals_group(matrices, members, values + first * k, info + first, workspace);
+  };
+  const auto compute = [&](int64_t unit, int worker, const Team& team) {
+    const int64_t first = unit * group, members = std::min(group, count - first);
+    compute_values(first, members, workspaces[worker].get(), team);
+    for (int64_t i = first; target && i < first + members; ++i) {
+      const double* const sigma = spectra[worker].ordered(values + i * k, Order::descending);
+      current_table().stats(sigma, k, target->edge, target->smooth + i, target->fitted + i, spectra[worker].scratch());
+    }
   };
   crew.run(apart, [&](int64_t unit, int worker) {
     const Team team = crew.alone(worker);
@@ -199,8 +198,8 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
                                                                                            : Outcome::some_failed;
 }
 
-template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)(), StageClock*);
-template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)(), StageClock*);
+template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)(), const StatsTarget*, StageClock*);
+template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)(), const StatsTarget*, StageClock*);
 
 double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 

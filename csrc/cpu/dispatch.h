@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../kernels.h"
+#include "spectra.h"
 
 namespace spectral_fast {
 
@@ -16,6 +17,8 @@ struct BatchView {
   std::vector<int64_t> shape, strides;  // strides in elements
 };
 
+// The kernels in use.
+const KernelTable& current_table();
 // Instruction sets compiled into this module, slowest first.
 std::vector<std::string> built_isas();
 // Those of them that this CPU runs.
@@ -34,10 +37,11 @@ enum class Outcome { all_ok, some_failed, cancelled };
 // Scalar is float (float32, float16, bfloat16 input) or double. Throws std::bad_alloc.
 // interrupted, where not null, is asked about every 50 ms on the calling thread; once it answers true the call returns early with
 // Outcome::cancelled, and values and info hold nothing. Otherwise the outcome says whether every info is info_ok.
+// target, where not null, gets the statistics of each matrix as soon as its values are there; of no values (n = 0) nothing.
 // clock, where not null, has the stages' times of a single matrix added, unless it is so small that it goes in a group.
 template <typename Scalar>
 Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(),
-                StageClock* clock = nullptr);
+                const StatsTarget* target = nullptr, StageClock* clock = nullptr);
 
 // For a StageClock.
 double seconds_now();

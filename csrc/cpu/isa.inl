@@ -37,6 +37,9 @@ namespace {
 #include "dqds_lanes.inl"
 #include "refine_lanes.inl"
 #include "group.inl"
+#include "elementary.inl"
+#include "powerlaw.inl"
+#include "stats.inl"
 #include "peak.inl"
 
 }  // namespace
@@ -51,6 +54,11 @@ const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     SF_STRING(SF_ISA_NAME),
     {svdvals_workspace_bytes<float>, svdvals_float32, group_size<float>, group_workspace_bytes<float>, svdvals_group_float32},
     {svdvals_workspace_bytes<double>, svdvals_float64, group_size<double>, group_workspace_bytes<double>, svdvals_group_float64},
+    stats_workspace_bytes,
+    stats,
+    ranksize_slope,
+    fit_powerlaw,
+    hill_alpha,
     peak,
 };
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from spectral_fast import _cpu, _ops
-from spectral_fast.backends import reference
+from spectral_fast.backends import reference, reference_stats
 from spectral_fast.heuristics import choose
 
 _ELEMENT_TYPES = {getattr(torch, name): code for name, code in _cpu.element_types.items()}
 _VALUES_DTYPES = {dtype: _ops.values_dtype(dtype) for dtype in _ELEMENT_TYPES}
 _choose = functools.lru_cache(maxsize=1024)(choose)
+_threads = torch.get_num_threads
 assert _cpu.info_nonfinite == _ops.INFO_NONFINITE
 
 if _forced := os.environ.get("SPECTRAL_FAST_ISA"):
@@ -33,9 +35,7 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
             reference.raise_if_nonfinite(info)
         return values, info
 
-    batch = shape[:-2]
-    values = torch.empty((*batch, min(shape[-2:])), dtype=_VALUES_DTYPES[dtype], device="cpu")
-    info = torch.empty(batch, dtype=torch.int32, device="cpu")
+    values, info = _empty_values(shape, dtype)
     all_finite = _cpu.svdvals(
         A.data_ptr(),
         _ELEMENT_TYPES[dtype],
@@ -43,7 +43,7 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
         A.stride(),
         values.data_ptr(),
         info.data_ptr(),
-        torch.get_num_threads(),
+        _threads(),
     )
     if check_errors and not all_finite:
         reference.raise_if_nonfinite(info)
@@ -51,3 +51,99 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
 
 
 _ops.cpu_kernels[_ops.svdvals_ex] = svdvals_ex
+
+
+def _empty_values(shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    values = torch.empty((*shape[:-2], min(shape[-2:])), dtype=_VALUES_DTYPES[dtype], device="cpu")
+    return values, torch.empty(shape[:-2], dtype=torch.int32, device="cpu")
+
+
+def _empty(shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64, device="cpu")
+
+
+def _empty_stats(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return _empty((*batch, len(_ops.SMOOTH_FIELDS))), _empty((*batch, len(_ops.FITTED_FIELDS)))
+
+
+@reference.implements("spectral_stats", "CPU")
+def spectral_stats(A: Tensor, driver: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator on the CPU: the statistics of a matrix follow its values on the same thread."""
+    shape, dtype = A.shape, A.dtype
+    plan = _choose(shape, dtype, "cpu", driver)
+    if plan.backend != "cpu" or 0 in shape[-2:]:
+        values, _ = svdvals_ex(A, driver, False)
+        return (values, *stats_from_svdvals(values, *shape[-2:]))
+    reference.log_plan(A, plan)
+    values, info = _empty_values(shape, dtype)
+    smooth, fitted = _empty_stats(shape[:-2])
+    _cpu.spectral_stats(
+        A.data_ptr(),
+        _ELEMENT_TYPES[dtype],
+        shape,
+        A.stride(),
+        values.data_ptr(),
+        info.data_ptr(),
+        reference_stats.bulk_edge(*shape[-2:]),
+        smooth.data_ptr(),
+        fitted.data_ptr(),
+        _threads(),
+    )
+    return values, smooth, fitted
+
+
+@reference.implements("stats_from_svdvals", "CPU")
+def stats_from_svdvals(S: Tensor, rows: int | None, cols: int | None) -> tuple[Tensor, Tensor]:
+    """The operator on the CPU: a spectrum a thread, as all that follow."""
+    if S.shape[-1] == 0:
+        return reference_stats.stats_from_svdvals(S, rows, cols)
+    spectra = _Spectra(S)
+    smooth, fitted = _empty_stats(S.shape[:-1])
+    edge = reference_stats.bulk_edge(rows, cols)
+    _cpu.stats_from_svdvals(*spectra.arguments, edge, smooth.data_ptr(), fitted.data_ptr(), _threads())
+    return smooth, fitted
+
+
+@reference.implements("ranksize_slope", "CPU")
+def ranksize_slope(S: Tensor) -> Tensor:
+    """The operator on the CPU."""
+    if S.shape[-1] == 0:
+        return reference_stats.ranksize_slope(S)
+    spectra, slopes = _Spectra(S), _empty(S.shape[:-1])
+    _cpu.ranksize_slope(*spectra.arguments, slopes.data_ptr(), _threads())
+    return slopes
+
+
+@reference.implements("fit_powerlaw", "CPU")
+def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator on the CPU."""
+    if evals.shape[-1] == 0:
+        return reference_stats.fit_powerlaw(evals, xmin)
+    spectra = _Spectra(evals)
+    fits = _empty((*evals.shape[:-1], 5))  # a record of the kernel: four doubles and an integer
+    if xmin is not None:
+        xmin = xmin.to(torch.float64).expand(evals.shape[:-1]).contiguous()
+    _cpu.fit_powerlaw(
+        *spectra.arguments, 0 if xmin is None else xmin.data_ptr(), fits.data_ptr(), _threads()
+    )
+    alpha, stderr, start, distance, tail = (field.clone() for field in fits.unbind(-1))
+    return alpha, stderr, start, distance, tail.view(torch.int64)
+
+
+@reference.implements("hill_alpha", "CPU")
+def hill_alpha(evals: Tensor, k: int | None) -> Tensor:
+    """The operator on the CPU."""
+    if evals.shape[-1] == 0:
+        return reference_stats.hill_alpha(evals, k)
+    spectra, alphas = _Spectra(evals), _empty(evals.shape[:-1])
+    _cpu.hill_alpha(*spectra.arguments, k or 0, alphas.data_ptr(), _threads())
+    return alphas
+
+
+class _Spectra:
+    """Rows of values as the kernels read them, kept alive: contiguous, in float32 or float64."""
+
+    def __init__(self, values: Tensor) -> None:
+        n = values.shape[-1]
+        self.rows = values.detach().to(_ops.compute_dtype(values.dtype)).contiguous()
+        self.arguments = (self.rows.data_ptr(), _ELEMENT_TYPES[self.rows.dtype], self.rows.numel() // n, n)

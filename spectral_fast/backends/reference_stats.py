@@ -149,6 +149,8 @@ def stats_from_svdvals(S: Tensor, rows: int | None, cols: int | None) -> tuple[T
     S = _descending(S)
     if S.shape[-1] == 0:
         return _empty_stats(S)
+    # A spectrum that is none has no statistics at all.
+    S = torch.where((S.isfinite() & (S >= 0)).all(-1, keepdim=True), S, torch.nan)
     largest = S[..., 0]
     s = S / largest.unsqueeze(-1)
     lam = s * s
@@ -207,17 +209,22 @@ def _empty_stats(S: Tensor) -> tuple[Tensor, Tensor]:
 
 def _marchenko_pastur(lam: Tensor, rows: int | None, cols: int | None) -> tuple[Tensor, Tensor]:
     """Upper edge of the noise bulk and the number of values above it; lam: descending, relative."""
-    if rows is None or cols is None:
-        missing = lam.new_full(lam.shape[:-1], torch.nan)
-        return missing, missing
     n = lam.shape[-1]
+    over_median, slack = bulk_edge(rows, cols)
+    edge = (lam[..., (n - 1) // 2] + lam[..., n // 2]) / 2 * over_median
+    spikes = (lam > (edge * (1 + slack)).unsqueeze(-1)).sum(-1).to(torch.float64)
+    return edge, torch.where(edge.isfinite(), spikes, torch.nan)
+
+
+def bulk_edge(rows: int | None, cols: int | None) -> tuple[float, float]:
+    """Upper edge of the Marchenko-Pastur bulk over the median of lambda, and its relative slack.
+
+    The largest noise value fluctuates above the edge by about n^(-2/3) of it (Tracy-Widom). NaN without a shape.
+    """
+    if rows is None or cols is None:
+        return math.nan, math.nan
     ratio = min(rows, cols) / max(rows, cols)
-    median = (lam[..., (n - 1) // 2] + lam[..., n // 2]) / 2
-    edge = median / marchenko_pastur_median(ratio) * (1 + math.sqrt(ratio)) ** 2
-    # The largest noise value fluctuates above the edge by about n^(-2/3) of it (Tracy-Widom).
-    above = lam > (edge * (1 + n ** (-2 / 3))).unsqueeze(-1)
-    spikes = above.sum(-1).to(torch.float64)
-    return edge, torch.where(lam.isfinite().all(-1), spikes, torch.nan)
+    return (1 + math.sqrt(ratio)) ** 2 / marchenko_pastur_median(ratio), min(rows, cols) ** (-2 / 3)
 
 
 @lru_cache(maxsize=1024)
