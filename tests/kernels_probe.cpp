@@ -24,6 +24,44 @@ static bool descending(ElementType element, int64_t rows, int64_t cols) {
   return good;
 }
 
+// Every field of the statistics, in double, of n random singular values.
+static bool plausible(int64_t n) {
+  std::minstd_rand random(2);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  const int64_t count = 3;
+  const std::unique_ptr<double[]> values(new double[count * n]);
+  for (int64_t i = 0; i < count * n; ++i) values[i] = uniform(random);
+  bool good = true;
+  const auto each = [&](Order order, const auto& kernel) {
+    for_each_spectrum({values.get(), ElementType::float64, count, n}, order, 1, nullptr, kernel);
+  };
+  const KernelTable& table = current_table();
+  each(Order::descending, [&](int64_t, const double* sigma, void* scratch) {
+    SmoothStats smooth;
+    FittedStats fitted;
+    table.stats(sigma, n, {1.5, 0.1}, &smooth, &fitted, scratch);
+    for (const double field : {smooth.frobenius_norm, smooth.nuclear_norm, smooth.stable_rank, smooth.effective_rank})
+      good = good && field > 0;
+    good = good && smooth.spectral_norm < 1 && smooth.participation_ratio >= 0.999 && smooth.condition_number >= 1 &&
+           smooth.log_norm == smooth.log_norm && fitted.mp_edge > 0 && fitted.mp_spikes >= 0;
+    if (n > 1) good = good && smooth.spectral_entropy > 0 && fitted.log_alpha_norm == fitted.log_alpha_norm;
+    good = good && fitted.n_tail <= n && (fitted.n_tail == 0 || (fitted.alpha > 1 && fitted.alpha_stderr > 0 && fitted.xmin > 0));
+    good = good && !(fitted.ks_distance > 1) && !(fitted.alpha_weighted > 0) && !(smooth.alpha_hill <= 1);
+    good = good && (n < 2 || table.ranksize_slope(sigma, n, scratch) == smooth.alpha_ranksize);
+  });
+  each(Order::ascending, [&](int64_t, const double* x, void* scratch) {
+    for (const double xmin : {0.5, 0.0, std::nan("")}) {
+      PowerLawFit fit;
+      table.fit_powerlaw(x, n, xmin, &fit, scratch);
+      good = good && fit.n_tail <= n &&
+             (fit.n_tail == 0 || (fit.alpha > 1 && fit.alpha_stderr > 0 && fit.xmin > 0 && fit.ks_distance < 1));
+    }
+    for (const int64_t k : {0, 1, 2, 100}) good = good && !(table.hill_alpha(x, n, k, scratch) <= 1);
+  });
+  if (!good) std::fprintf(stderr, "statistics of %d values\n", static_cast<int>(n));
+  return good;
+}
+
 int main() {
   const int64_t others[][2] = {{1, 90}, {90, 1}, {17, 33}, {140, 130}, {70, 300}, {1500, 20}, {300, 270}};
   bool good = true;
@@ -35,5 +73,6 @@ int main() {
   for (int64_t rows = 1; rows <= 20; ++rows)
     for (int64_t cols = 1; cols <= 20; ++cols) check(rows, cols);
   for (const auto& shape : others) check(shape[0], shape[1]);
-  return good ? 0 : 1;
+  for (int64_t n = 1; n <= 40; ++n) good = plausible(n) && good;
+  return plausible(333) && good ? 0 : 1;
 }

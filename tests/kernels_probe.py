@@ -41,6 +41,44 @@ def svdvals(cpu: Any, a: Any, threads: int) -> Any:
     return s
 
 
+def statistics(cpu: Any, spectra: Any, threads: int) -> bytes:
+    """Every kernel of statistics on contiguous rows of float32 or float64; the bits of all results."""
+    count, n = spectra.shape
+    arguments = (spectra.ctypes.data, cpu.element_types[spectra.dtype.name], count, n)
+    smooth, fitted, fits, given = (np.empty((count, width)) for width in (11, 9, 5, 5))
+    slopes, alphas, thresholds = np.empty(count), np.empty(count), np.full(count, 0.25)
+    cpu.stats_from_svdvals(*arguments, (1.5, 0.1), smooth.ctypes.data, fitted.ctypes.data, threads)
+    cpu.fit_powerlaw(*arguments, 0, fits.ctypes.data, threads)
+    cpu.fit_powerlaw(*arguments, thresholds.ctypes.data, given.ctypes.data, threads)
+    cpu.hill_alpha(*arguments, 0, alphas.ctypes.data, threads)
+    cpu.ranksize_slope(*arguments, slopes.ctypes.data, threads)
+    return b"".join(result.tobytes() for result in (smooth, fitted, fits, given, slopes, alphas))
+
+
+def digest_of_statistics(cpu: Any) -> bytes:
+    rng = np.random.default_rng(5)
+    bits = b""
+    for n in (*range(1, 40), 333, 1000):
+        spectra = np.stack(
+            [
+                *(
+                    rng.random(n),
+                    (1 - rng.random(n)) ** -0.7,
+                    np.round(rng.random(n), 1),
+                    0.9 ** np.arange(n),
+                ),
+                *(np.ones(n), np.zeros(n), np.full(n, np.nan), rng.standard_normal(n), 1e300 * rng.random(n)),
+            ]
+        )
+        for dtype in (np.float64, np.float32):
+            with np.errstate(over="ignore"):
+                rows = np.ascontiguousarray(spectra, dtype)
+            results = [statistics(cpu, rows, threads) for threads in (1, 2, 4)]
+            assert results[0] == results[1] == results[2], n
+            bits += results[0]
+    return bits
+
+
 def digest(cpu: Any) -> str:
     rng = np.random.default_rng(1)
     digest = hashlib.sha256()
@@ -59,6 +97,7 @@ def digest(cpu: Any) -> str:
         for order in (63, 64):  # the longest groups
             group = np.asarray(rng.standard_normal((33, order, order)), dtype)
             digest.update(svdvals(cpu, group, 2).tobytes())
+    digest.update(digest_of_statistics(cpu))
     return digest.hexdigest()
 
 

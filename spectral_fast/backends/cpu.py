@@ -123,9 +123,7 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Te
     fits = _empty((*evals.shape[:-1], 5))  # a record of the kernel: four doubles and an integer
     if xmin is not None:
         xmin = xmin.to(torch.float64).expand(evals.shape[:-1]).contiguous()
-    _cpu.fit_powerlaw(
-        *spectra.arguments, 0 if xmin is None else xmin.data_ptr(), fits.data_ptr(), _threads()
-    )
+    _cpu.fit_powerlaw(*spectra.arguments, 0 if xmin is None else xmin.data_ptr(), fits.data_ptr(), _threads())
     alpha, stderr, start, distance, tail = (field.clone() for field in fits.unbind(-1))
     return alpha, stderr, start, distance, tail.view(torch.int64)
 

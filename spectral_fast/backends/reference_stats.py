@@ -50,13 +50,13 @@ def hill_alpha(evals: Tensor, k: int | None) -> Tensor:
 def ranksize_slope(S: Tensor) -> Tensor:
     """Minus the least-squares slope of ln sigma_k on ln k; see powerlaw.ranksize_slope."""
     s = _descending(S)
-    positive = (s > 0) & s.isfinite()
+    positive = s > 0
     if s.shape[-1] == 0:
         return s.new_full(s.shape[:-1], torch.nan)
     y = torch.where(positive, (s / s[..., :1]).log(), 0)
     deviation, spread = rank_deviation(positive)
     slope = -(deviation * y).sum(-1) / spread
-    return torch.where((positive.sum(-1) >= 2) & ~s.isnan().any(-1), slope, torch.nan)
+    return torch.where((positive.sum(-1) >= 2) & s.isfinite().all(-1), slope, torch.nan)
 
 
 def rank_deviation(positive: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +88,12 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Te
     return alpha, stderr, start, distance, tail.view(batch)
 
 
+def _log_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """ln(x / y), x >= y > 0: accurate where they are close, finite where the quotient is not."""
+    excess = (x - y) / y
+    return torch.where(excess.isfinite(), torch.log1p(excess), x.log() - y.log())
+
+
 def _scan(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha, xmin, D and n_tail of the candidate with the least D; x: (b, n) ascending.
 
@@ -96,7 +102,7 @@ def _scan(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     b, n = x.shape
     previous = torch.cat([x.new_zeros((b, 1)), x[:, :-1]], -1)
-    gap = torch.where(previous > 0, torch.log1p((x - previous) / previous), 0)
+    gap = torch.where(previous > 0, _log_ratio(x, previous), 0)
     count = torch.arange(n, 0, -1, dtype=torch.float64, device=x.device)
     from_top = gap.flip(-1).cumsum(-1).flip(-1)  # g_j + ... + g_{n-1}
     log_to_top = torch.cat([from_top[:, 1:], x.new_zeros((b, 1))], -1)  # ln(x_{n-1} / x_j)
@@ -132,7 +138,7 @@ def _tail_above(x: Tensor, xmin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     n = x.shape[-1]
     inside = (x >= xmin) & (xmin > 0)
     count = inside.sum(-1, keepdim=True).to(torch.float64)
-    log_ratio = torch.where(inside, (x / xmin).log(), 0)
+    log_ratio = torch.where(inside, _log_ratio(x, xmin), 0)
     slope = count / log_ratio.sum(-1, keepdim=True)
     rank = torch.arange(n, device=x.device) - (n - count)
     apart = (-torch.expm1(-slope * log_ratio) - rank / count).abs()
@@ -219,7 +225,8 @@ def _marchenko_pastur(lam: Tensor, rows: int | None, cols: int | None) -> tuple[
 def bulk_edge(rows: int | None, cols: int | None) -> tuple[float, float]:
     """Upper edge of the Marchenko-Pastur bulk over the median of lambda, and its relative slack.
 
-    The largest noise value fluctuates above the edge by about n^(-2/3) of it (Tracy-Widom). NaN without a shape.
+    The largest noise value fluctuates above the edge by about n^(-2/3) of it (Tracy-Widom).
+    NaN without a shape.
     """
     if rows is None or cols is None:
         return math.nan, math.nan
