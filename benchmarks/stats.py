@@ -17,7 +17,7 @@ from benchmarks import stats_bootstrap, stats_fit, stats_share
 from benchmarks.machine import usable_cores
 from benchmarks.report import SCHEMA_VERSION
 from benchmarks.stats_bootstrap import BootstrapRow, bootstrap_rows, bootstrap_summary, bootstrap_table
-from benchmarks.stats_fit import FitRow, fit_rows, fit_summary, fit_table
+from benchmarks.stats_fit import FitRow, fit_rows, fit_summary, fit_table, missing_peers
 from benchmarks.stats_peers import peer_versions
 from benchmarks.stats_row import StatsRow, blas_threads, measure_in_turn
 from benchmarks.stats_share import ShareRow, has_kernel, share_rows, share_summary, share_table
@@ -94,9 +94,9 @@ def print_run(run: StatsRun, console: Console) -> None:
             "one call of ours, a loop of the peer's.",
         )
         if not has_kernel("fit_powerlaw"):
-            console.print("fit: ours is plain torch here, no kernel", markup=False)
-        for one in fit_summary(run.fit):
-            console.print(f"fit: {one}", markup=False, highlight=False, soft_wrap=True)
+            _say(console, "fit: ours is plain torch here: no kernel")
+        for line in (*missing_peers(run.fit), *fit_summary(run.fit)):
+            _say(console, f"fit: {line}")
     if run.share:
         console.print(share_table(run.share))
         _explain(
@@ -105,7 +105,7 @@ def print_run(run: StatsRun, console: Console) -> None:
             "beyond svdvals. × ours: over stats_from_svdvals.",
         )
     for target in share_summary(run.share):
-        console.print(f"share: {target.what} {target}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"share: {target.what} {target}")
     if run.bootstrap:
         console.print(bootstrap_table(run.bootstrap))
         _explain(
@@ -114,9 +114,13 @@ def print_run(run: StatsRun, console: Console) -> None:
             f"plain p: of {stats_bootstrap.GATE_SAMPLES} samples of a plain loop.",
         )
     for target in bootstrap_summary(run.bootstrap):
-        console.print(f"bootstrap: {target.what} {target}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"bootstrap: {target.what} {target}")
     if run.note:
-        console.print(run.note, markup=False)
+        _say(console, run.note)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _explain(console: Console, text: str) -> None:

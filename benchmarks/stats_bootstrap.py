@@ -124,7 +124,7 @@ class BootstrapRow(StatsRow):
             "samples": SAMPLES,
             "threads": self.threads,
             "status": self.status,
-            "p_value": self.p_value,
+            "p_value": None if self.p_value is None or math.isnan(self.p_value) else self.p_value,
             "plain_p_value": self.plain_p_value,
             "plain_samples": GATE_SAMPLES,
             "ours": self.ours and {"seconds": self.ours.seconds, "spread": asdict(spread(self.ours.seconds))},

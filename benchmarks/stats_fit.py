@@ -253,12 +253,20 @@ def fit_table(rows: Sequence[FitRow]) -> Table:
                 ratio = one.ratio
                 quartiles = f"{digits(ratio.q1)}–{digits(ratio.q3)}"
                 compared += [time_cells(theirs)[0], digits(ratio.median), quartiles]
-            if one is not None and one.status != "ok":
+            if one is not None and one.status not in ("ok", not_installed(peer)):
                 notes.append(f"{peer.name}: {one.status}")
             elif one is not None and one.note:
                 notes.append(f"{peer.name}: {one.note}")
         table.add_row(row.name, size, *cells, *compared, "; ".join(notes))
     return table
+
+
+def missing_peers(rows: Sequence[FitRow]) -> list[str]:
+    """A line for each peer that is not installed."""
+    found = {one.peer.name: one.status for row in rows for one in row.comparisons}
+    return [
+        f"{peer.name}: {found[peer.name]}" for peer in PEERS if found.get(peer.name) == not_installed(peer)
+    ]
 
 
 def per_spectrum(times: Spread, count: int) -> Spread:

@@ -69,7 +69,11 @@ def load_powerlaw() -> Call:
 @contextlib.contextmanager
 def _quietly() -> Any:
     """Importing weightwatcher prints, and silences the warnings of the whole process."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         yield
 
 
@@ -77,7 +81,7 @@ def judge_wwfit(answer: Any, scan: Scan, our_xmin: float) -> tuple[str, str]:
     """WWFit's xmin is ours or one whose D ties with it, by WWFit's own D; the rest as for ours."""
     if answer.xmin != our_xmin:
         ours = np.flatnonzero(answer.xmins == our_xmin)
-        if len(ours) != 1 or answer.Ds[ours[0]] - answer.D > TIE:
+        if len(ours) != 1 or abs(answer.Ds[ours[0]] - answer.D) > TIE:
             return f"its xmin is {answer.xmin:.17g}, ours {our_xmin:.17g}", ""
     at = scan.index(float(answer.xmin))
     if at is None:

@@ -1,0 +1,720 @@
+"""``python -m benchmarks stats``: what it refuses to time, what it calls right, what it writes down."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import spectral_fast
+from benchmarks import __main__ as command
+from benchmarks import stats_bootstrap, stats_fit, stats_peers, stats_row, stats_share
+from benchmarks.cases import Case
+from benchmarks.spectra import ZOO, Spectrum, descending, draw, minilm_spectra, mixture
+from benchmarks.stats_bootstrap import BootstrapRow, p_tolerance, plain_p_value, synthetic
+from benchmarks.stats_fit import FitRow, fit_summary
+from benchmarks.stats_gate import Scan, check_fields, check_fits, ks_tolerance, scan
+from benchmarks.stats_peers import POWERLAW, WWFIT, judge_powerlaw, judge_wwfit
+from benchmarks.stats_row import StatsRow, Target, blas_threads, measure_in_turn
+from benchmarks.stats_share import ShareRow
+from benchmarks.suites import SuiteError
+from tests.oracles import stats_oracle
+
+ROOT = Path(__file__).parents[1]
+N = 40
+
+
+@pytest.fixture(autouse=True)
+def same_threads_after() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """The command at a small size, on few spectra: its exit code and what it wrote."""
+    monkeypatch.setattr(command, "gemm_rate", lambda dtype, device: 1e11)
+    monkeypatch.setattr(stats_fit, "ZOO", {name: ZOO[name] for name in ("Pareto 2.5", "uniform")})
+    monkeypatch.setattr(stats_fit, "minilm_spectra", list)
+    monkeypatch.setattr(stats_fit, "BATCH", 3)
+    monkeypatch.setattr(stats_share, "COUNT_MOST", 3)
+
+    def call(*arguments: str) -> tuple[int, dict[str, Any]]:
+        file = tmp_path / "out.json"
+        code = command.main(["stats", f"--n={N}", "--repeats=5", f"--json={file}", *arguments])
+        return code, json.loads(file.read_text(encoding="utf-8"))
+
+    return call
+
+
+def bootstrap_stand_in(evals: Tensor, *, n_samples: int, generator: torch.Generator) -> Any:
+    """A right p-value by other means, drawn from the given generator."""
+    seed = int(torch.randint(1 << 30, (), generator=generator))
+    p = plain_p_value(evals.numpy(), min(n_samples, 50), np.random.default_rng(seed))
+    return SimpleNamespace(p_value=torch.tensor(p))
+
+
+@pytest.fixture
+def goodness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral_fast, "goodness_of_fit", bootstrap_stand_in, raising=False)
+    monkeypatch.setattr(stats_bootstrap, "GATE_SAMPLES", 50)
+    monkeypatch.setattr(stats_bootstrap, "SAMPLES", 50)
+
+
+@pytest.fixture
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("timed before the gate")
+
+    for part in (stats_fit, stats_share, stats_bootstrap):
+        monkeypatch.setattr(part, "interleave", refuse)
+
+
+# The run
+
+
+def test_the_command_as_a_user_starts_it(tmp_path: Path) -> None:
+    file = tmp_path / "stats.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks", "stats", "--parts=fit", "--n=20"),
+            "--max-seconds=1",
+            f"--json={file}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split()[:3] == ["spectrum", "n", "ours"]
+    # Importing weightwatcher prints; the progress is all that stderr has.
+    assert all(re.match(r"\d+/22 ", line) for line in done.stderr.splitlines())
+    data = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["spectrum"] for row in data["fit"] if row["n"] == 20 and row["spectra"] == 1] == list(ZOO)
+    assert {row["status"].partition(":")[0] for row in data["fit"]} <= {"ok", "not measured"}
+    assert data["arguments"]["threads"] == 1
+    assert "fit: WWFit / ours, n = 20, " in done.stdout
+
+
+def test_json_has_every_sample_and_what_it_depends_on(run: Any, goodness: None, tmp_path: Path) -> None:
+    code, data = run()
+    assert code == 0
+    assert set(data) == {
+        *("schema_version", "date_utc", "arguments", "machine", "versions", "capabilities", "gemm"),
+        *("note", "fit_kernel", "summary", "fit", "share", "bootstrap"),
+    }
+    assert data["versions"]["weightwatcher"] == "0.7.7"
+    assert data["versions"]["powerlaw"] == "2.0.0"
+    assert data["arguments"]["parts"] == ["fit", "share", "bootstrap"]
+    assert data["arguments"]["n"] == [N]
+    assert str(tmp_path) not in json.dumps(data)
+
+    *single, batch = data["fit"]
+    assert [(row["spectrum"], row["n"], row["spectra"]) for row in single] == [
+        ("Pareto 2.5", N, 1),
+        ("uniform", N, 1),
+    ]
+    assert (batch["n"], batch["spectra"]) == (N, 3)
+    for row in data["fit"]:
+        assert row["status"] == "ok"
+        assert row["gate"]["holds"]
+        for one in row["comparisons"]:
+            repeats = 5 if one["peer"] == "WWFit" else 3
+            assert one["status"] == "ok"
+            assert len(one["seconds"]) == len(one["our_seconds"]) == repeats
+            pairs = [a / b for a, b in zip(one["seconds"], one["our_seconds"], strict=True)]
+            assert min(pairs) <= one["ratio"]["median"] <= max(pairs)
+    assert [one["peer"] for one in single[0]["comparisons"]] == ["WWFit", "powerlaw.Fit"]
+    assert [one["peer"] for one in batch["comparisons"]] == ["WWFit"]
+
+    assert [(row["m"], row["n"], row["matrices"]) for row in data["share"]] == [(N, N, 3), (4 * N, N, 3)]
+    for row in data["share"]:
+        assert row["gate"]["holds"]
+        methods = {one["method"]: one for one in row["methods"]}
+        values, whole = methods["svdvals"], methods["spectral_stats"]
+        assert values["share"] is None
+        shares = [(a - b) / b for a, b in zip(whole["seconds"], values["seconds"], strict=True)]
+        assert min(shares) <= whole["share"]["median"] <= max(shares)
+        assert methods["stats_from_svdvals"]["share"]["median"] > 0
+        assert methods["plain torch"]["share"]["median"] > 0
+
+    for row in data["bootstrap"]:
+        assert row["status"] == "ok"
+        assert 0 <= row["p_value"] <= 1
+        assert len(row["ours"]["seconds"]) == 5
+        assert row["extrapolated"]["from_samples"] == stats_bootstrap.PEER_SAMPLES
+        assert row["extrapolated"]["ratio"]["median"] > 0
+
+
+def test_targets_are_printed_next_to_what_was_reached(
+    run: Any, goodness: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stats_share, "TARGET", 1e-9)
+    monkeypatch.setattr(stats_bootstrap, "TARGET_SECONDS", 1e4)
+    code, data = run()
+    assert code == 0  # a missed target is a measurement
+    printed = capsys.readouterr().out
+    assert "stats_from_svdvals, worst (3×" in printed
+    assert "(target ≤ 1e-07 %: missed)" in printed
+    assert "(target ≤ 10000 s: met)" in printed
+    assert "WWFit, extrapolated" in printed
+    summary = data["summary"]
+    assert [one["peer"] for one in summary["fit"]] == ["WWFit", "powerlaw.Fit"]
+    assert [target["target"] for target in summary["fit"][0]["targets"]] == [30, 200]
+    assert [target["target"] for target in summary["fit"][1]["targets"]] == [800]
+    assert [one["met"] for one in summary["share"]] == [False, False]
+    assert [one["met"] for one in summary["bootstrap"]] == [True]
+
+
+def test_summary_is_of_single_spectra_by_size_and_peer() -> None:
+    def timing(*seconds: float) -> Any:
+        return stats_fit.Timing("", None, seconds=list(seconds))
+
+    def row(name: str, n: int, ratio: float, count: int = 1) -> FitRow:
+        found = FitRow(name, n, list, (WWFIT,), 1, count)
+        ours, theirs = timing(1, 1, 1), timing(ratio, ratio, ratio)
+        found.comparisons.append(stats_fit.Comparison(WWFIT, ours=ours, theirs=theirs))
+        return found
+
+    rows = [row("a", 20, 40), row("b", 20, 31), row("c", 20, 500), row("d", 30, 29), row("e", 30, 1, count=2)]
+    small, large = fit_summary(rows)
+    assert (small.n, small.spectra, small.worst_spectrum) == (20, 3, "b")
+    assert [(one.reached, one.met) for one in small.targets] == [(31, True), (40, False)]
+    assert (large.n, large.spectra) == (30, 1)
+    assert [(one.reached, one.met) for one in large.targets] == [(29, False), (29, False)]
+
+
+@pytest.mark.parametrize(("reached", "met"), [(5.0, True), (4.9, True), (5.1, False)])
+def test_target_at_most(reached: float, met: bool) -> None:
+    assert Target("share", reached, 5, " %", at_least=False).met == met
+
+
+def test_parts_and_sizes(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, data = run("--parts=share", "--n=24,33", "--dtype=float64", "--threads=2")
+    assert code == 0
+    assert data["fit"] == data["bootstrap"] == []
+    assert [(row["m"], row["n"]) for row in data["share"]] == [(24, 24), (33, 33), (96, 24), (132, 33)]
+    assert data["arguments"]["threads"] == 2
+    for bad in ("--n=19", "--n=", "--n=40,x", "--parts=fits", "--repeats=4"):
+        with pytest.raises(SystemExit) as raised:
+            command.main(["stats", bad])
+        assert raised.value.code == 2
+    assert "no part is called 'fits'" in capsys.readouterr().err
+
+
+# What is not measured
+
+
+class _Row(StatsRow):
+    def __init__(self, raises: BaseException | None = None) -> None:
+        self.raises, self.measured, self.status = raises, False, "ok"
+
+    def __str__(self) -> str:
+        return "a row"
+
+    def measure(self, repeats: int | None) -> None:
+        self.measured = True
+        if self.raises is not None:
+            raise self.raises
+
+    def clear(self) -> None:
+        self.measured = False
+
+
+def test_what_is_not_measured_says_why() -> None:
+    rows = [_Row(), _Row(stats_row.NotMeasured("no such thing")), _Row(KeyboardInterrupt()), _Row()]
+    measure_in_turn(rows, None, None, lambda text: None)
+    assert [row.status for row in rows] == [
+        "ok",
+        "not measured: no such thing",
+        *["not measured: interrupted"] * 2,
+    ]
+    assert [row.measured for row in rows] == [True, False, False, False]
+    assert command._exit_code(rows) == 130
+    measure_in_turn(late := [_Row(), _Row()], None, 1e-9, lambda text: None)
+    assert [row.status for row in late] == ["not measured: not in the budget of 1e-09 s"] * 2
+    assert command._exit_code(late) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (stats_row.GateError("alpha 2"), "accuracy gate failed: alpha 2"),
+        (ValueError("no"), "failed: ValueError: no"),
+    ],
+)
+def test_what_fails_ends_with_1(error: Exception, status: str) -> None:
+    rows = [_Row(error), _Row()]
+    measure_in_turn(rows, None, None, lambda text: None)
+    assert [row.status for row in rows] == [status, "ok"]
+    assert [row.measured for row in rows] == [False, True]
+    assert command._exit_code(rows) == 1
+
+
+def test_a_peer_that_is_not_installed_says_so(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], goodness: None
+) -> None:
+    for module in ("weightwatcher", "weightwatcher.WW_powerlaw", "powerlaw"):
+        monkeypatch.setitem(sys.modules, module, None)  # import raises ImportError
+    code, data = run("--parts=fit,bootstrap")
+    assert code == 0
+    for row in data["fit"]:
+        assert row["gate"]["holds"]
+        for one in row["comparisons"]:
+            assert one["status"].startswith("not installed: pip install ")
+            assert "seconds" not in one
+    assert [row["status"] for row in data["bootstrap"]] == ["ok", "ok"]
+    assert {row["extrapolated"]["status"] for row in data["bootstrap"]} == {
+        "not installed: pip install weightwatcher"
+    }
+    assert data["summary"]["fit"] == []
+    printed = capsys.readouterr().out
+    assert "fit: WWFit: not installed: pip install weightwatcher\n" in printed
+    assert "fit: powerlaw.Fit: not installed: pip install powerlaw\n" in printed
+
+
+def test_weights_that_are_not_installed_are_a_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> list[Spectrum]:
+        raise SuiteError("needs a package")
+
+    monkeypatch.setattr(stats_fit, "minilm_spectra", missing)
+    code, data = run("--parts=fit")
+    assert code == 0
+    assert [row["status"] for row in data["fit"] if row["spectrum"] == "MiniLM"] == [
+        "not measured: needs a package"
+    ]
+
+
+def test_without_goodness_of_fit_there_is_no_bootstrap(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(spectral_fast, "goodness_of_fit", raising=False)
+    code, data = run("--parts=bootstrap")
+    assert code == 0
+    assert [row["status"] for row in data["bootstrap"]] == ["not measured: no goodness_of_fit"] * 2
+
+
+def test_a_narrow_long_double_is_no_oracle(run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None) -> None:
+    monkeypatch.setattr(stats_fit, "WIDER", False)
+    monkeypatch.setattr(stats_share, "WIDER", False)
+    code, data = run("--parts=fit,share")
+    assert code == 0
+    assert all("not measured: the gate needs" in row["status"] for row in data["fit"] + data["share"])
+
+
+def test_blas_threads_are_limited_or_a_note_says_they_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    np.ones((2, 2)) @ np.ones((2, 2))
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+    before = threads()
+    with blas_threads(1) as note:
+        assert note == ""
+        assert threads() == {1}
+    assert threads() == before
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    with blas_threads(1) as note:
+        assert "not limited" in note
+
+
+# Wrong values
+
+
+def _other_alpha(right: Any) -> Any:
+    return right._replace(alpha=right.alpha * (1 + 1e-11))
+
+
+def _other_distance(right: Any) -> Any:
+    return right._replace(ks_distance=right.ks_distance + 1e-12)
+
+
+def _other_tail(right: Any) -> Any:
+    return right._replace(n_tail=right.n_tail + 1)
+
+
+def _not_a_number(right: Any) -> Any:
+    return right._replace(alpha_stderr=right.alpha_stderr * math.nan)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (_other_alpha, "alpha"),
+        (_other_distance, "ks_distance"),
+        (_other_tail, "n_tail"),
+        (_not_a_number, "alpha_stderr"),
+    ],
+)
+def test_a_wrong_fit_gets_no_time(
+    change: Any,
+    name: str,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_clock: None,
+) -> None:
+    right = spectral_fast.fit_powerlaw
+    monkeypatch.setattr(spectral_fast, "fit_powerlaw", lambda evals: change(right(evals)))
+    code, data = run("--parts=fit")
+    assert code == 1
+    for row in data["fit"]:
+        assert row["status"].startswith(f"accuracy gate failed: spectrum 0: {name} ")
+        assert row["comparisons"] == []
+        assert not row["gate"]["holds"]
+    printed = capsys.readouterr().out
+    assert not any(f" {unit} " in printed for unit in ("µs", "ms", "s"))
+
+
+def test_the_fit_at_another_xmin_gets_no_time(
+    run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None
+) -> None:
+    """The best but one: right values of a wrong answer."""
+
+    def second_best(evals: Tensor) -> Any:
+        found = [scan(row) for row in evals.reshape(-1, N).numpy()]
+        xmin = torch.tensor([one.fit(int(np.argsort(one.distance)[1])).xmin for one in found])
+        return right(evals, xmin=xmin.double().reshape(evals.shape[:-1]))
+
+    right = spectral_fast.fit_powerlaw
+    monkeypatch.setattr(spectral_fast, "fit_powerlaw", second_best)
+    code, data = run("--parts=fit")
+    assert code == 1
+    assert all("accuracy gate failed: spectrum 0: xmin" in row["status"] for row in data["fit"])
+
+
+def test_one_wrong_fit_of_a_batch_is_found() -> None:
+    evals = [draw("Pareto 2.5", N, number).evals for number in range(4)]
+    scans = [scan(one) for one in evals]
+    right = spectral_fast.fit_powerlaw(torch.from_numpy(np.stack(evals)))
+    assert check_fits(right, scans).holds
+    wrong = right._replace(alpha=right.alpha * torch.tensor([1, 1, 1, 1.0001]))
+    assert check_fits(wrong, scans).failure.startswith("spectrum 3: alpha ")
+    assert check_fits(right, scans[:3]).failure == "4 fits for 3 spectra"
+
+
+def test_another_answer_of_wwfit_fails_the_gate(
+    run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None
+) -> None:
+    """Where ours and the scan agree with each other but not with WWFit, somebody has to look."""
+    real = stats_peers.load_wwfit()
+
+    def shifted(evals: Any) -> Any:
+        fit = real(evals)
+        fit.alpha *= 1 + 1e-11
+        return fit
+
+    peer = stats_fit.PEERS[0].__class__(**{**WWFIT.__dict__, "load": lambda: shifted})
+    monkeypatch.setattr(stats_fit, "PEERS", (peer, POWERLAW))
+    code, data = run("--parts=fit")
+    assert code == 1
+    assert all("accuracy gate failed: WWFit: spectrum 0: alpha" in row["status"] for row in data["fit"])
+
+
+def test_another_answer_of_powerlaw_gets_no_ratio(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(evals: Any) -> Any:
+        found = scan(evals)
+        return SimpleNamespace(xmin=found.xmin[-1], D=found.distance[-1], alpha=found.alpha[-1])
+
+    peer = stats_fit.PEERS[0].__class__(**{**POWERLAW.__dict__, "load": lambda: other})
+    monkeypatch.setattr(stats_fit, "PEERS", (WWFIT, peer))
+    code, data = run("--parts=fit")
+    assert code == 0
+    for row in data["fit"][:-1]:
+        wwfit, powerlaw = row["comparisons"]
+        assert wwfit["status"] == "ok"
+        assert powerlaw["status"].startswith("another answer: spectrum 0: its xmin is ")
+        assert "ratio" not in powerlaw
+
+
+def test_a_peer_that_fails_is_its_own_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(evals: Any) -> Any:
+        raise RuntimeError("broken")
+
+    peers = [WWFIT.__class__(**{**peer.__dict__, "load": lambda: broken}) for peer in (WWFIT, POWERLAW)]
+    monkeypatch.setattr(stats_fit, "PEERS", tuple(peers))
+    code, data = run("--parts=fit")
+    assert code == 0
+    for row in data["fit"]:
+        assert row["status"] == "ok"
+        assert {one["status"] for one in row["comparisons"]} == {"failed: RuntimeError: broken"}
+
+
+def _changed_field(name: str) -> Callable[[Any], Any]:
+    def change(right: Any) -> Any:
+        fields = {**right.__dict__, name: getattr(right, name) * (1 + 1e-9)}
+        return type(right)(**fields)
+
+    return change
+
+
+@pytest.mark.parametrize("field", ["effective_rank", "alpha", "mp_edge", "xmin"])
+@pytest.mark.parametrize("function", ["spectral_stats", "stats_from_svdvals"])
+def test_wrong_statistics_get_no_share(
+    function: str, field: str, run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None
+) -> None:
+    right, change = getattr(spectral_fast, function), _changed_field(field)
+    monkeypatch.setattr(spectral_fast, function, lambda *args, **kwargs: change(right(*args, **kwargs)))
+    code, data = run("--parts=share", "--n=24")
+    assert code == 1
+    for row in data["share"]:
+        assert row["status"].startswith(f"accuracy gate failed: {function}: matrix 0: {field} is ")
+        assert row["methods"] == []
+
+
+def test_wrong_values_get_no_share(run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None) -> None:
+    right = spectral_fast.svdvals
+    monkeypatch.setattr(spectral_fast, "svdvals", lambda A: right(A) * 1.001)
+    code, data = run("--parts=share")
+    assert code == 1
+    assert all(row["status"].startswith("accuracy gate failed: ") for row in data["share"])
+    monkeypatch.setattr(spectral_fast, "svdvals", lambda A: torch.nextafter(right(A), torch.tensor(0.0)))
+    row = ShareRow(Case(N, N, 2, calls=("batch",)), torch.float32, 1)
+    measure_in_turn([row], 5, None, lambda text: None)
+    assert row.status == "accuracy gate failed: spectral_stats has other values than svdvals"
+
+
+def test_wrong_n_tail_is_wrong() -> None:
+    S = torch.from_numpy(np.sqrt(draw("Pareto 2.5", N).evals))[None]
+    right = spectral_fast.stats_from_svdvals(S, shape=(N, N))
+    assert check_fields(right, S, (N, N), 0) == ""
+    right.n_tail.add_(1)
+    assert check_fields(right, S, (N, N), 0).startswith("matrix 0: n_tail is ")
+
+
+def test_a_wrong_p_gets_no_time(
+    run: Any, goodness: None, monkeypatch: pytest.MonkeyPatch, no_clock: None
+) -> None:
+    def complement(evals: Tensor, **kwargs: Any) -> Any:
+        return SimpleNamespace(p_value=torch.tensor(math.nan))
+
+    monkeypatch.setattr(spectral_fast, "goodness_of_fit", complement)
+    code, data = run("--parts=bootstrap")
+    assert code == 1
+    assert all(row["status"].startswith("accuracy gate failed: p is nan") for row in data["bootstrap"])
+
+
+@pytest.mark.usefixtures("goodness")
+def test_p_has_to_be_near_the_plain_one_and_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats_bootstrap, "plain_p_value", lambda x, samples, g: 0.5)
+    allowed = p_tolerance(50, 50)
+    given: list[float] = []
+    monkeypatch.setattr(
+        spectral_fast, "goodness_of_fit", lambda *_, **__: SimpleNamespace(p_value=given.pop(0))
+    )
+    for p, holds in [(0.5 + 0.99 * allowed, True), (0.5 + 1.01 * allowed, False)]:
+        given[:] = [p] * 100_000
+        row = BootstrapRow("Pareto 2.5", N, 1)
+        measure_in_turn([row], 5, None, lambda text: None)
+        assert (row.status == "ok") == holds
+        assert (row.ours is not None) == holds
+    given[:] = [0.5, *[0.4] * 100_000]
+    row = BootstrapRow("Pareto 2.5", N, 1)
+    measure_in_turn([row], 5, None, lambda text: None)
+    assert row.status == ("accuracy gate failed: from one state of the generator p was 0.5, then 0.4")
+    assert row.ours is None
+
+
+# The oracle of the fits
+
+
+@pytest.mark.parametrize("name", [*ZOO, "rounded", "half_zeros"])
+def test_the_scan_is_the_50_digit_oracle(name: str) -> None:
+    degenerate = stats_oracle.degenerate()
+    evals = degenerate[name] ** 2 if name in degenerate else draw(name, 60).evals
+    for dtype, digits in ((np.longdouble, 1e-15), (np.float64, 1e-12)):
+        got, expected = scan(evals, dtype).right()[0], stats_oracle.fits(evals)[0]
+        assert (got.xmin, got.n_tail) == (expected.xmin, expected.n_tail)
+        assert got.alpha == pytest.approx(expected.alpha, rel=digits, abs=0)
+        assert got.alpha_stderr == pytest.approx(expected.alpha_stderr, rel=digits, abs=0)
+        assert got.ks_distance == pytest.approx(expected.ks_distance, rel=digits, abs=0)
+
+
+def _tied() -> Scan:
+    """Three candidates, the last two of which are equally good."""
+    found = scan(np.array([5.0, 3.0, 2.0, 1.0]))
+    distance = np.array([0.3, 0.1 + 5e-13, 0.1], dtype=np.longdouble)
+    return Scan(found.xmin, found.alpha, distance, found.n_tail)
+
+
+def _wwfit(found: Scan, index: int, **changes: Any) -> Any:
+    fit = found.fit(index)
+    usual = {
+        "xmin": fit.xmin,
+        "alpha": fit.alpha,
+        "sigma": fit.alpha_stderr,
+        "D": fit.ks_distance,
+        "data": [0.0] * fit.n_tail,
+        "xmins": found.xmin,
+        "Ds": found.distance.astype(float),
+    }
+    return SimpleNamespace(**{**usual, **changes})
+
+
+def test_either_xmin_is_right_where_d_ties() -> None:
+    found = _tied()
+    assert [fit.xmin for fit in found.right()] == [3.0, 2.0]
+    for index in (1, 2):
+        fit = found.fit(index)
+        columns = [torch.tensor([value], dtype=torch.float64) for value in fit]
+        check = check_fits(spectral_fast.PowerLawFit(*columns), [found])
+        assert check.holds
+        assert check.ties == 1
+    columns = [torch.tensor([value], dtype=torch.float64) for value in found.fit(0)]
+    assert "right is 3" in check_fits(spectral_fast.PowerLawFit(*columns), [found]).failure
+
+    ours = 2.0
+    assert judge_wwfit(_wwfit(found, 1), found, ours) == ("", "")
+    assert judge_wwfit(_wwfit(found, 2), found, ours) == ("", "another xmin of equal D")
+    assert "its xmin is 1, ours 2" in judge_wwfit(_wwfit(found, 0), found, ours)[0]
+    # The tie is one of WWFit's own D.
+    apart = np.array([0.3, 0.1 + 2e-12, 0.1])
+    assert "its xmin is 3, ours 2" in judge_wwfit(_wwfit(found, 2, Ds=apart), found, ours)[0]
+    assert "alpha" in judge_wwfit(_wwfit(found, 1, alpha=1.0), found, ours)[0]
+    assert "n_tail" in judge_wwfit(_wwfit(found, 1, data=[]), found, ours)[0]
+
+
+def test_powerlaw_is_right_within_the_precision_of_its_optimizer() -> None:
+    found = scan(draw("Pareto 6", 200).evals)
+    best, second = (int(index) for index in np.argsort(found.distance)[:2])
+    assert found.alpha[best] > 3
+    xmin, distance = float(found.xmin[best]), float(found.distance[best])
+    allowed = 0.37 * 1e-4 / (float(found.alpha[best]) - 1)
+
+    def judged(answer_xmin: float, D: float) -> tuple[str, str]:
+        return judge_powerlaw(SimpleNamespace(xmin=answer_xmin, D=D), found, xmin)
+
+    assert judged(xmin, distance) == ("", "")
+    error, note = judged(xmin, distance + 0.9 * allowed)
+    assert error == ""
+    assert note.startswith("its D is off by ")
+    assert judged(xmin, distance + 1.1 * allowed)[0].startswith("its D is off by ")
+    assert found.distance[second] - distance > 2 * allowed
+    other = float(found.xmin[second])
+    assert judged(other, float(found.distance[second]))[0].endswith("of less D")
+    near = Scan(found.xmin, found.alpha, found.distance.copy(), found.n_tail)
+    near.distance[second] = distance + allowed
+    answer = SimpleNamespace(xmin=other, D=near.distance[second])
+    assert judge_powerlaw(answer, near, xmin) == ("", "another xmin within its precision")
+    assert judge_powerlaw(SimpleNamespace(xmin=-1.0, D=0.1), found, xmin)[0].endswith("none of the values")
+
+
+def test_powerlaw_in_its_closed_form_is_exact() -> None:
+    found = scan(draw("exact quantiles", 100).evals)
+    best = found.right()[0]
+    assert 1.5 < best.alpha <= 3
+    allowed = ks_tolerance(best.ks_distance, 100)
+    for factor, right in ((0.9, True), (1.1, False)):
+        answer = SimpleNamespace(xmin=best.xmin, D=best.ks_distance + factor * allowed)
+        assert (judge_powerlaw(answer, found, best.xmin)[0] == "") == right
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_peers_and_ours_agree_on_the_zoo(name: str) -> None:
+    pytest.importorskip("weightwatcher")
+    evals = draw(name, 100).evals
+    found, fit = scan(evals), spectral_fast.fit_powerlaw(torch.from_numpy(evals))
+    assert check_fits(fit, [found]).holds
+    for peer in (WWFIT, POWERLAW):
+        assert peer.judge(peer.load()(evals), found, fit.xmin.item())[0] == ""
+
+
+# The zoo
+
+
+def test_the_zoo_is_the_same_in_every_run() -> None:
+    for name in ZOO:
+        first, again, other = draw(name, 50), draw(name, 50), draw(name, 50, 1)
+        assert np.array_equal(first.evals, again.evals)
+        assert first.n == 50
+        assert (np.diff(first.evals) < 0).all()
+        assert first.evals[-1] > 0
+        assert np.array_equal(first.evals, other.evals) == (name in ("exact quantiles", "geometric"))
+    stack = mixture(33, 30)
+    assert [one.name for one in stack[:15]] == [one.name for one in stack[15:30]] == list(ZOO)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2, 2.5, 3.5, 6])
+def test_pareto_samples_have_their_alpha(alpha: float) -> None:
+    x = draw(f"Pareto {alpha:g}", 4000).evals
+    estimate = 1 + len(x) / np.log(x).sum()
+    # Its standard error is (alpha - 1) / sqrt(n).
+    assert abs(estimate - alpha) < 4 * (alpha - 1) / math.sqrt(len(x))
+
+
+def test_kinds_of_spectra_are_what_they_are_called() -> None:
+    n = 400
+    edges = {"Gaussian n×n": (0.0, 4.0), "Gaussian 4n×n": (0.25, 2.25)}
+    for name, (low, high) in edges.items():
+        x = draw(name, n).evals
+        # The largest value is off by n^(-2/3) of the edge, times a few (Tracy-Widom).
+        assert x[0] == pytest.approx(high, rel=5 * n ** (-2 / 3))
+        assert low * (1 - 5 * n ** (-2 / 3)) <= x[-1] <= low + 0.05
+        assert x.mean() == pytest.approx(1, abs=0.02)
+    spiked = draw("spiked bulk", n).evals
+    assert 8 <= (spiked > 2.25 * (1 + n ** (-2 / 3))).sum() <= 16
+    over = draw("Pareto over bulk", n).evals
+    assert (over > over[n // 5] * 1.0).sum() == n // 5
+    slopes = draw("two slopes", 20_000).evals
+    logs = np.log(slopes[slopes > 10] / 10)
+    assert 1 + 1 / logs.mean() == pytest.approx(3.5, abs=0.2)
+    steps = np.diff(np.log(draw("geometric", n).evals))
+    assert steps == pytest.approx(np.full(n - 1, -4 * math.log(10) / (n - 1)), rel=1e-9)
+
+
+def test_a_spectrum_has_distinct_positive_values() -> None:
+    assert descending(np.array([1.0, 3.0, 2.0])).tolist() == [3, 2, 1]
+    for bad in ([1.0, 1.0], [1.0, 0.0], [1.0, math.nan], [1.0, math.inf]):
+        with pytest.raises(ValueError, match="finite, positive, different"):
+            descending(np.array(bad))
+
+
+def test_minilm_spectra_are_of_every_role() -> None:
+    try:
+        found = minilm_spectra()
+    except SuiteError as error:
+        pytest.skip(str(error))
+    assert {one.n for one in found} == {384}
+    assert len({one.name.split()[1] for one in found}) == len(found) == 6
+    assert len({one.name.split()[2] for one in found}) == 6
+
+
+# The bootstrap
+
+
+def test_synthetic_spectra_follow_the_fit() -> None:
+    """Below xmin the values themselves, above it the power law, in the proportion of the fit."""
+    x = draw("Pareto over bulk", 2000).evals
+    fit = scan(x).fit(1000)
+    g = np.random.default_rng(1)
+    drawn = np.concatenate([synthetic(x, fit, g) for _ in range(50)])
+    assert len(drawn) == 50 * len(x)
+    below = drawn[drawn < fit.xmin]
+    assert set(below.tolist()) <= set(x.tolist())
+    share = fit.n_tail / len(x)
+    assert len(below) / len(drawn) == pytest.approx(1 - share, abs=4 * math.sqrt(share / len(drawn)))
+    logs = np.log(drawn[drawn >= fit.xmin] / fit.xmin)
+    # The mean of exponential variables has the relative standard error 1 / sqrt(count).
+    assert logs.mean() * (fit.alpha - 1) == pytest.approx(1, abs=4 / math.sqrt(len(logs)))
+    whole = scan(x).fit(0)
+    assert (synthetic(x, whole, g) >= whole.xmin).all()
+
+
+def test_plain_p_value_tells_a_power_law_from_another() -> None:
+    g = np.random.default_rng(3)
+    assert plain_p_value(draw("Pareto 2.5", 100).evals, 40, g) > 0.1
+    assert plain_p_value(draw("geometric", 100).evals, 40, g) < 0.1
