@@ -102,8 +102,8 @@ class ShareRow(StatsRow):
 
     @property
     def speedup(self) -> Spread | None:
-        """Plain torch's time over that of stats_from_svdvals."""
-        if not self.timings:
+        """Plain torch's time over that of stats_from_svdvals; None where they are the same code."""
+        if not self.timings or not self.kernel:
             return None
         return paired_ratio(self.timings["plain torch"], self.timings["stats_from_svdvals"])
 
@@ -168,17 +168,16 @@ def share_table(rows: Sequence[ShareRow]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("note")
     for row in rows:
-        if row.speedup is None:
+        if not row.shares:
             table.add_row(str(row), *[""] * 8, row.status)
             continue
         cells = [*time_cells(spread(row.timings["svdvals"].seconds))]
         for name in ("spectral_stats", "stats_from_svdvals"):
             share = row.shares[name]
             cells += [percent(share.median), f"{100 * share.q1:.1f}–{100 * share.q3:.1f}"]
-        # Where ours is plain torch a ratio would compare it with itself.
         cells += [
             percent(row.shares["plain torch"].median),
-            digits(row.speedup.median) if row.kernel else "",
+            "" if row.speedup is None else digits(row.speedup.median),
         ]
         table.add_row(str(row), *cells, "" if row.kernel else "ours is plain torch here: no kernel")
     return table

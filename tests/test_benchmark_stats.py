@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from torch import Tensor
 
 import spectral_fast
 from benchmarks import __main__ as command
-from benchmarks import stats_bootstrap, stats_fit, stats_peers, stats_row, stats_share
+from benchmarks import stats, stats_bootstrap, stats_fit, stats_peers, stats_row, stats_share
 from benchmarks.cases import Case
 from benchmarks.spectra import ZOO, Spectrum, descending, draw, minilm_spectra, mixture
 from benchmarks.stats_bootstrap import BootstrapRow, p_tolerance, plain_p_value, synthetic
@@ -28,7 +29,7 @@ from benchmarks.stats_fit import FitRow, fit_summary
 from benchmarks.stats_gate import Scan, check_fields, check_fits, ks_tolerance, scan
 from benchmarks.stats_peers import POWERLAW, WWFIT, judge_powerlaw, judge_wwfit
 from benchmarks.stats_row import StatsRow, Target, blas_threads, measure_in_turn
-from benchmarks.stats_share import ShareRow
+from benchmarks.stats_share import ShareRow, has_kernel
 from benchmarks.suites import SuiteError
 from tests.oracles import stats_oracle
 
@@ -37,8 +38,9 @@ N = 40
 
 
 @pytest.fixture(autouse=True)
-def same_threads_after() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -118,8 +120,8 @@ def test_json_has_every_sample_and_what_it_depends_on(run: Any, goodness: None, 
         *("schema_version", "date_utc", "arguments", "machine", "versions", "capabilities", "gemm"),
         *("note", "fit_kernel", "summary", "fit", "share", "bootstrap"),
     }
-    assert data["versions"]["weightwatcher"] == "0.7.7"
-    assert data["versions"]["powerlaw"] == "2.0.0"
+    for peer in ("weightwatcher", "powerlaw"):
+        assert data["versions"][peer] == importlib.metadata.version(peer)
     assert data["arguments"]["parts"] == ["fit", "share", "bootstrap"]
     assert data["arguments"]["n"] == [N]
     assert str(tmp_path) not in json.dumps(data)
@@ -215,6 +217,32 @@ def test_parts_and_sizes(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
             command.main(["stats", bad])
         assert raised.value.code == 2
     assert "no part is called 'fits'" in capsys.readouterr().err
+
+
+def test_an_operator_without_a_kernel_is_known() -> None:
+    library = torch.library.Library("spectral_fast", "FRAGMENT")
+    try:
+        library.define("copy_of(Tensor x) -> Tensor")
+        library.impl("copy_of", torch.clone, "CompositeExplicitAutograd")
+        assert not has_kernel("copy_of")
+        library.impl("copy_of", torch.clone, "CPU")
+        assert has_kernel("copy_of")
+    finally:
+        library._destroy()
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_plain_torch_is_not_compared_with_itself(
+    kernel: bool, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (stats, stats_share):
+        monkeypatch.setattr(module, "has_kernel", lambda operator: kernel)
+    _, data = run("--parts=fit,share", "--n=24")
+    printed = capsys.readouterr().out
+    assert ("fit: ours is plain torch here: no kernel" in printed) != kernel
+    assert printed.count("ours is plain torch here: no kernel") == (0 if kernel else 3)
+    assert data["fit_kernel"] == kernel
+    assert [row["plain_torch_over_ours"] is None for row in data["share"]] == [not kernel] * 2
 
 
 # What is not measured
