@@ -100,6 +100,16 @@ def _run_svdvals(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     return _exit_code(rows)
 
 
+def _run_stats(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    facts = _facts(arguments, torch.device("cpu"))
+    run = build_run(arguments.parts, arguments.n, DTYPES[arguments.dtype], arguments.threads)
+    measure_run(run, arguments.repeats, arguments.max_seconds, _progress)
+    if arguments.json is not None:
+        write_json(arguments.json, stats_document(run, facts))
+    print_run(run, _console())
+    return _exit_code(run.rows)
+
+
 def _run_stages(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     dtype, threads = DTYPES[arguments.dtype], arguments.threads
     facts = _facts(arguments, torch.device("cpu"))
@@ -117,16 +127,6 @@ def _run_stages(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     print(machine_line(facts, rates, threads))
     print_stages(rows, rates, _console())
     return _exit_code(rows)
-
-
-def _run_stats(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    facts = _facts(arguments, torch.device("cpu"))
-    run = build_run(arguments.parts, arguments.n, DTYPES[arguments.dtype], arguments.threads)
-    measure_run(run, arguments.repeats, arguments.max_seconds, _progress)
-    if arguments.json is not None:
-        write_json(arguments.json, stats_document(run, facts))
-    print_run(run, _console())
-    return _exit_code(run.rows)
 
 
 def _console() -> Console:
@@ -175,6 +175,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=_at_least(1), metavar="N", help="measure N layers of each stack, not all")
     add("--baselines", type=_baselines, metavar="A,B,...", help=f"all, or of: {', '.join(BASELINES)}")
     _add_common(svdvals)
+    stats = commands.add_parser(
+        "stats",
+        help="statistics of a spectrum: ours against weightwatcher, powerlaw and the singular values' time",
+        description="Time the power-law fit, all statistics and the bootstrap, after checking their values.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stats.set_defaults(run=_run_stats)
+    stats.add_argument("--parts", type=_parts, default=PARTS, metavar="A,B,...", help=", ".join(PARTS))
+    stats.add_argument(
+        "--n", type=_sizes, metavar="N,...", help="values of a spectrum, in every part (by the part)"
+    )
+    _add_common(stats)
+    # The peers have one thread. The bootstrap takes all cores: its samples are independent.
+    stats.set_defaults(threads=1)
     stages = commands.add_parser(
         "stages",
         help="singular values on the CPU: each stage against its own bound",
@@ -192,21 +207,6 @@ def _parser() -> argparse.ArgumentParser:
         help=f"matrices, squares as one size ({default})",
     )
     _add_common(stages)
-    stats = commands.add_parser(
-        "stats",
-        help="statistics of a spectrum: ours against weightwatcher, powerlaw and the singular values' time",
-        description="Time the power-law fit, all statistics and the bootstrap, after checking their values.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    stats.set_defaults(run=_run_stats)
-    stats.add_argument("--parts", type=_parts, default=PARTS, metavar="A,B,...", help=", ".join(PARTS))
-    stats.add_argument(
-        "--n", type=_sizes, metavar="N,...", help="values of a spectrum, in every part (by the part)"
-    )
-    _add_common(stats)
-    # The peers have one thread. The bootstrap takes all cores: its samples are independent.
-    stats.set_defaults(threads=1)
     return parser
 
 

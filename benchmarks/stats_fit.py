@@ -16,7 +16,7 @@ import spectral_fast
 from benchmarks.measure import NOT_MEASURED
 from benchmarks.report import digits, time_cells
 from benchmarks.spectra import ZOO, Spectrum, draw, minilm_spectra, mixture
-from benchmarks.stats_gate import NOT_WIDER, WIDER, FitCheck, check_fits, scan
+from benchmarks.stats_gate import NOT_WIDER, WIDER, FitCheck, Scan, check_fits, scan
 from benchmarks.stats_peers import PEERS, Call, Peer, not_installed
 from benchmarks.stats_row import GateError, NotMeasured, StatsRow, Target, pair_data, require
 from benchmarks.suites import SuiteError
@@ -87,42 +87,31 @@ class FitRow(StatsRow):
         self.check = check_fits(got, scans)
         if not self.check.holds:
             raise GateError(self.check.failure)
+        judged = partial(_judged, scans=scans, xmins=got.xmin.reshape(-1).tolist())
 
         calls: list[tuple[Comparison, Call]] = []
-        xmins = got.xmin.reshape(-1).tolist()
-
-        def judged(peer: Peer, answers: Sequence[Any]) -> tuple[str, str]:
-            found = [peer.judge(*one) for one in zip(answers, scans, xmins, strict=True)]
-            wrong = next((f"spectrum {i}: {e}" for i, (e, _) in enumerate(found) if e), "")
-            return wrong, next((note for _, note in found if note), "")
-
         for peer in self.peers:
             comparison = Comparison(peer)
             self.comparisons.append(comparison)
             try:
                 call = peer.load()
+                answers = [call(one) for one in evals] if peer.required else []
             except ImportError:
                 comparison.status = not_installed(peer)
-                continue
-            if peer.required:
-                try:
-                    answers = [call(one) for one in evals]
-                except Exception as error:  # its line, not the end of ours
-                    comparison.status = failure_status(error)
-                    continue
-                wrong, _ = judged(peer, answers)
-                if wrong:
+            except Exception as error:  # its line, not the end of ours
+                comparison.status = failure_status(error)
+            else:
+                if answers and (wrong := judged(peer, answers)[0]):
                     raise GateError(f"{peer.name}: {wrong}")
-            calls.append((comparison, call))
+                calls.append((comparison, call))
 
         for comparison, call in calls:
             self._compare(comparison, call, batch, evals, repeats)
-            if comparison.theirs is None:
-                continue
-            wrong, comparison.note = judged(comparison.peer, comparison.theirs.result)
-            if wrong:
-                comparison.status = f"{OTHER_ANSWER}: {wrong}"
-                comparison.ours = comparison.theirs = None
+            if comparison.theirs is not None:
+                wrong, comparison.note = judged(comparison.peer, comparison.theirs.result)
+                if wrong:
+                    comparison.status = f"{OTHER_ANSWER}: {wrong}"
+                    comparison.ours = comparison.theirs = None
 
     def _compare(
         self,
@@ -181,6 +170,13 @@ def fit_rows(sizes: Sequence[int], threads: int) -> list[FitRow]:
     least = min(sizes)
     rows.append(FitRow("batch of the zoo", least, partial(mixture, BATCH, least), few, threads, BATCH))
     return rows
+
+
+def _judged(peer: Peer, answers: Sequence[Any], scans: list[Scan], xmins: list[float]) -> tuple[str, str]:
+    """The first error in a peer's answers, and the first note."""
+    found = [peer.judge(*one) for one in zip(answers, scans, xmins, strict=True)]
+    wrong = next((f"spectrum {i}: {error}" for i, (error, _) in enumerate(found) if error), "")
+    return wrong, next((note for _, note in found if note), "")
 
 
 def _one(name: str, n: int) -> list[Spectrum]:
