@@ -165,7 +165,8 @@ def bootstrap_summary(rows: Sequence[BootstrapRow]) -> list[Target]:
         times = [(spread(row.ours.seconds).median, row) for row in rows if row.n == n and row.ours]
         if times:
             seconds, row = max(times, key=lambda pair: pair[0])
-            what = f"{SAMPLES} samples on {row.threads} threads, slowest ({row})"
+            threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+            what = f"{SAMPLES} samples on {threads}, slowest ({row})"
             found.append(Target(what, seconds, TARGET_SECONDS, " s", at_least=False))
     return found
 
