@@ -1,4 +1,4 @@
-"""``python -m benchmarks svdvals`` and ``stages``: arguments, one run, exit codes."""
+"""``python -m benchmarks svdvals``, ``stages`` and ``stats``: arguments, one run, exit codes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from benchmarks.stages import (
     print_stages,
     stages_document,
 )
+from benchmarks.stats import LEAST_N, PARTS, build_run, measure_run, print_run, stats_document
+from benchmarks.stats_row import StatsRow
 from benchmarks.suites import SUITES, SuiteError, build_suite
 from benchmarks.timing import REPEATS_LEAST
 
@@ -98,6 +100,16 @@ def _run_svdvals(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     return _exit_code(rows)
 
 
+def _run_stats(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    facts = _facts(arguments, torch.device("cpu"))
+    run = build_run(arguments.parts, arguments.n, DTYPES[arguments.dtype], arguments.threads)
+    measure_run(run, arguments.repeats, arguments.max_seconds, _progress)
+    if arguments.json is not None:
+        write_json(arguments.json, stats_document(run, facts))
+    print_run(run, _console())
+    return _exit_code(run.rows)
+
+
 def _run_stages(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     dtype, threads = DTYPES[arguments.dtype], arguments.threads
     facts = _facts(arguments, torch.device("cpu"))
@@ -121,7 +133,7 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
 
-def _exit_code(rows: Sequence[Row] | Sequence[StagesRow]) -> int:
+def _exit_code(rows: Sequence[Row] | Sequence[StagesRow] | Sequence[StatsRow]) -> int:
     if any(row.failed for row in rows):
         return EXIT_FAILED
     return EXIT_INTERRUPTED if any(row.status.endswith(INTERRUPTED) for row in rows) else EXIT_OK
@@ -163,6 +175,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=_at_least(1), metavar="N", help="measure N layers of each stack, not all")
     add("--baselines", type=_baselines, metavar="A,B,...", help=f"all, or of: {', '.join(BASELINES)}")
     _add_common(svdvals)
+    stats = commands.add_parser(
+        "stats",
+        help="statistics of a spectrum: ours against weightwatcher, powerlaw and the singular values' time",
+        description="Time the power-law fit, all statistics and the bootstrap, after checking their values.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    stats.set_defaults(run=_run_stats)
+    stats.add_argument("--parts", type=_parts, default=PARTS, metavar="A,B,...", help=", ".join(PARTS))
+    stats.add_argument(
+        "--n", type=_sizes, metavar="N,...", help="values of a spectrum, in every part (by the part)"
+    )
+    _add_common(stats)
+    # The peers have one thread. The bootstrap takes all cores: its samples are independent.
+    stats.set_defaults(threads=1)
     stages = commands.add_parser(
         "stages",
         help="singular values on the CPU: each stage against its own bound",
@@ -204,6 +231,18 @@ def _shapes(text: str) -> tuple[tuple[int, int], ...]:
         m, by, n = one.partition("x")
         shapes.append((size(m), size(n if by else m)))
     return tuple(dict.fromkeys(shapes))
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"no part is called {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    return names
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    size = _at_least(LEAST_N)
+    return tuple(dict.fromkeys(size(one) for one in text.split(",")))
 
 
 def _at_least(least: int) -> Any:
