@@ -113,6 +113,6 @@ def differentiable(
             return op(*args)
         if _differentiating(args):
             return Differentiable.apply(*args)
-        return shortcut(op, args[0])(*args)
+        return shortcut(op, args)(*args)
 
     return call

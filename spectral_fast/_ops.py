@@ -73,20 +73,20 @@ for _key in ("CPU", "BackendSelect", "ADInplaceOrView", "AutogradCPU", "Autocast
 cpu_kernels: dict[Any, Callable[..., Any]] = {}
 
 
-def shortcut(op: Any, A: Tensor) -> Callable[..., Any]:
+def shortcut(op: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
     """The CPU kernel itself where the dispatcher would do nothing but call it, in 6 us; otherwise op.
 
     That is where no subclass, transform, mode, trace, profiler or lazy negation has a say. Derivatives are
     the caller's to rule out.
     """
     C: Any = torch._C
-    if (
-        type(A) in (Tensor, torch.nn.Parameter)
-        and not (C._dispatch_keys(A).raw_repr() | C._dispatch_tls_local_include_set().raw_repr())
-        & ~_PLAIN_KEYS
-        and C._len_torch_function_stack() == 0
-        and not C._autograd._profiler_enabled()
-    ):
+    keys = C._dispatch_tls_local_include_set().raw_repr()
+    for arg in args:
+        if type(arg) in (Tensor, torch.nn.Parameter):
+            keys |= C._dispatch_keys(arg).raw_repr()
+        elif isinstance(arg, Tensor):
+            return op
+    if not keys & ~_PLAIN_KEYS and C._len_torch_function_stack() == 0 and not C._autograd._profiler_enabled():
         return cpu_kernels.get(op, op)
     return op
 

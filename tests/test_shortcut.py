@@ -124,3 +124,41 @@ def test_derivatives_and_transforms_get_the_dispatcher(calls: list[Any]) -> None
     torch.func.jvp(sf.svdvals, (A,), (A,))
     torch.compile(sf.svdvals, fullgraph=True, backend="eager")(A)
     assert not calls
+
+
+FUNCTIONS: list[tuple[Any, Callable[[Tensor], Any]]] = [
+    (_ops.spectral_stats, lambda x: sf.spectral_stats(x.expand(2, 3, -1)).alpha),
+    (_ops.stats_from_svdvals, lambda x: sf.stats_from_svdvals(x).alpha),
+    (_ops.ranksize_slope, sf.ranksize_slope),
+    (_ops.fit_powerlaw, lambda x: sf.fit_powerlaw(x).alpha),
+    (_ops.hill_alpha, sf.hill_alpha),
+]
+
+
+@pytest.mark.parametrize(("op", "function"), FUNCTIONS, ids=[str(op) for op, _ in FUNCTIONS])
+def test_statistics_take_it_too(
+    op: Any, function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, seen = _ops.cpu_kernels[op], []
+
+    def counted(*args: Any) -> Any:
+        seen.append(args)
+        return kernel(*args)
+
+    monkeypatch.setitem(_ops.cpu_kernels, op, counted)
+    x = torch.tensor([5.0, 3.0, 2.0, 0.5])
+    plain = function(x)
+    assert len(seen) == 1
+    with Ops() as ops:
+        dispatched = function(x)
+    assert len(seen) == 1
+    assert str(op) in ops.names
+    assert torch.equal(plain.nan_to_num(-1), dispatched.nan_to_num(-1))
+
+
+def test_every_tensor_of_a_call_has_a_say() -> None:
+    x = torch.tensor([5.0, 3.0, 2.0, 0.5])
+    assert _ops.shortcut(_ops.fit_powerlaw, (x, None)) is _ops.cpu_kernels[_ops.fit_powerlaw]
+    assert _ops.shortcut(_ops.fit_powerlaw, (x, x[0])) is _ops.cpu_kernels[_ops.fit_powerlaw]
+    for odd in (x[0].as_subclass(Subclass), x[0].to("meta"), _negated()[0, 0]):
+        assert _ops.shortcut(_ops.fit_powerlaw, (x, odd)) is _ops.fit_powerlaw

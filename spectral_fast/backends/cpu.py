@@ -50,9 +50,6 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
     return values, info
 
 
-_ops.cpu_kernels[_ops.svdvals_ex] = svdvals_ex
-
-
 def _empty_values(shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     values = torch.empty((*shape[:-2], min(shape[-2:])), dtype=_VALUES_DTYPES[dtype], device="cpu")
     return values, torch.empty(shape[:-2], dtype=torch.int32, device="cpu")
@@ -145,3 +142,13 @@ class _Spectra:
         n = values.shape[-1]
         self.rows = values.detach().to(_ops.compute_dtype(values.dtype)).contiguous()
         self.arguments = (self.rows.data_ptr(), _ELEMENT_TYPES[self.rows.dtype], self.rows.numel() // n, n)
+
+
+_ops.cpu_kernels |= {
+    _ops.svdvals_ex: svdvals_ex,
+    _ops.spectral_stats: spectral_stats,
+    _ops.stats_from_svdvals: stats_from_svdvals,
+    _ops.ranksize_slope: ranksize_slope,
+    _ops.fit_powerlaw: fit_powerlaw,
+    _ops.hill_alpha: hill_alpha,
+}
