@@ -126,9 +126,9 @@ struct BulkEdge {
   double slack;        // how far above the edge, relative to it, noise still reaches
 };
 
+// NaN where there is no fit, n_tail = 0.
 struct PowerLawFit {
   double alpha, alpha_stderr, xmin, ks_distance;
-  int64_t n_tail;  // 0, and the others NaN, where there is no fit
 };
 
 // What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
@@ -152,7 +152,7 @@ struct KernelTable {
   std::size_t (*stats_workspace_bytes)(int64_t n);
   void (*stats)(const double* sigma, int64_t n, const BulkEdge& edge, SmoothStats* smooth, FittedStats* fitted, void* workspace);
   double (*ranksize_slope)(const double* sigma, int64_t n, void* workspace);
-  void (*fit_powerlaw)(const double* x, int64_t n, double xmin, PowerLawFit* fit, void* workspace);
+  void (*fit_powerlaw)(const double* x, int64_t n, double xmin, PowerLawFit* fit, int64_t* n_tail, void* workspace);
   double (*hill_alpha)(const double* x, int64_t n, int64_t k, void* workspace);
 
   // The most that one thread can do of `unit`, bytes excepted, out of registers: runs for a time proportional to `rounds` and

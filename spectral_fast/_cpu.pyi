@@ -40,7 +40,8 @@ def fit_powerlaw(
     count: int,
     n: int,
     xmin: int,
-    fits: int,
+    fit: int,
+    n_tail: int,
     threads: int,
 ) -> None: ...
 def ranksize_slope(values: int, element: int, count: int, n: int, slopes: int, threads: int) -> None: ...

@@ -38,6 +38,9 @@ FITTED_FIELDS = (
     "mp_spikes",
 )
 
+# The last dimension of the first result of fit_powerlaw.
+POWERLAW_FIELDS = ("alpha", "alpha_stderr", "xmin", "ks_distance")
+
 REAL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DTYPES = (*REAL_DTYPES, torch.complex64, torch.complex128)
 
@@ -49,8 +52,7 @@ for _schema in (
     "svdvals_ex(Tensor A, str? driver, bool check_errors) -> (Tensor S, Tensor info)",
     "stats_from_svdvals(Tensor S, SymInt? rows, SymInt? cols) -> (Tensor smooth, Tensor fitted)",
     "spectral_stats(Tensor A, str? driver) -> (Tensor S, Tensor smooth, Tensor fitted)",
-    "fit_powerlaw(Tensor evals, Tensor? xmin)"
-    " -> (Tensor alpha, Tensor alpha_stderr, Tensor xmin, Tensor ks_distance, Tensor n_tail)",
+    "fit_powerlaw(Tensor evals, Tensor? xmin) -> (Tensor fit, Tensor n_tail)",
     "hill_alpha(Tensor evals, int? k) -> Tensor",
     "ranksize_slope(Tensor S) -> Tensor",
 ):
@@ -128,10 +130,10 @@ def _(A: Tensor, driver: str | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.register_fake(fit_powerlaw)
-def _(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, ...]:
+def _(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor]:
     batch = evals.shape[:-1]
-    real = [evals.new_empty(batch, dtype=torch.float64) for _ in range(4)]
-    return (*real, evals.new_empty(batch, dtype=torch.int64))
+    fit = evals.new_empty((*batch, len(POWERLAW_FIELDS)), dtype=torch.float64)
+    return fit, evals.new_empty(batch, dtype=torch.int64)
 
 
 @torch.library.register_fake(hill_alpha)

@@ -44,7 +44,9 @@ def fit_powerlaw(evals: Tensor, *, xmin: float | Tensor | None = None) -> PowerL
     require_spectrum(evals, "fit_powerlaw", "evals")
     if xmin is not None:
         xmin = _threshold(xmin, evals)
-    return PowerLawFit(*_fit(evals, xmin))
+    fit, n_tail = _fit(evals, xmin)
+    alpha, stderr, start, distance = fit.unbind(-1)
+    return PowerLawFit(alpha, stderr, start, distance, n_tail)
 
 
 def hill_alpha(evals: Tensor, *, k: int | None = None) -> Tensor:
@@ -171,6 +173,6 @@ _fit = differentiable(
     _ops.fit_powerlaw,
     vjp=_no_derivative,
     jvp=_no_derivative,
-    integer_outputs=(4,),
-    compiled_constant_outputs=(0, 1, 2, 3),
+    integer_outputs=(1,),
+    compiled_constant_outputs=(0,),
 )

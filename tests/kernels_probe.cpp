@@ -52,9 +52,10 @@ static bool plausible(int64_t n) {
   each(Order::ascending, [&](int64_t, const double* x, void* scratch) {
     for (const double xmin : {0.5, 0.0, std::nan("")}) {
       PowerLawFit fit;
-      table.fit_powerlaw(x, n, xmin, &fit, scratch);
-      good = good && fit.n_tail <= n &&
-             (fit.n_tail == 0 || (fit.alpha > 1 && fit.alpha_stderr > 0 && fit.xmin > 0 && fit.ks_distance < 1));
+      int64_t n_tail;
+      table.fit_powerlaw(x, n, xmin, &fit, &n_tail, scratch);
+      good =
+          good && n_tail <= n && (n_tail == 0 || (fit.alpha > 1 && fit.alpha_stderr > 0 && fit.xmin > 0 && fit.ks_distance < 1));
     }
     for (const int64_t k : {0, 1, 2, 100}) good = good && !(table.hill_alpha(x, n, k, scratch) <= 1);
   });

@@ -45,14 +45,15 @@ def statistics(cpu: Any, spectra: Any, threads: int) -> bytes:
     """Every kernel of statistics on contiguous rows of float32 or float64; the bits of all results."""
     count, n = spectra.shape
     arguments = (spectra.ctypes.data, cpu.element_types[spectra.dtype.name], count, n)
-    smooth, fitted, fits, given = (np.empty((count, width)) for width in (11, 9, 5, 5))
+    smooth, fitted, fits, given = (np.empty((count, width)) for width in (11, 9, 4, 4))
+    tails = np.empty((2, count), np.int64)
     slopes, alphas, thresholds = np.empty(count), np.empty(count), np.full(count, 0.25)
     cpu.stats_from_svdvals(*arguments, (1.5, 0.1), smooth.ctypes.data, fitted.ctypes.data, threads)
-    cpu.fit_powerlaw(*arguments, 0, fits.ctypes.data, threads)
-    cpu.fit_powerlaw(*arguments, thresholds.ctypes.data, given.ctypes.data, threads)
+    cpu.fit_powerlaw(*arguments, 0, fits.ctypes.data, tails[0].ctypes.data, threads)
+    cpu.fit_powerlaw(*arguments, thresholds.ctypes.data, given.ctypes.data, tails[1].ctypes.data, threads)
     cpu.hill_alpha(*arguments, 0, alphas.ctypes.data, threads)
     cpu.ranksize_slope(*arguments, slopes.ctypes.data, threads)
-    return b"".join(result.tobytes() for result in (smooth, fitted, fits, given, slopes, alphas))
+    return b"".join(result.tobytes() for result in (smooth, fitted, fits, given, tails, slopes, alphas))
 
 
 def digest_of_statistics(cpu: Any) -> bytes:

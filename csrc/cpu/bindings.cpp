@@ -88,14 +88,15 @@ void ranksize_binding(std::uintptr_t values, int element, int64_t count, int64_t
   });
 }
 
-void fit_powerlaw_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::uintptr_t xmin, std::uintptr_t fits,
-                          int threads) {
+void fit_powerlaw_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::uintptr_t xmin, std::uintptr_t fit,
+                          std::uintptr_t n_tail, int threads) {
   const double* const thresholds = reinterpret_cast<const double*>(xmin);
-  PowerLawFit* const out = reinterpret_cast<PowerLawFit*>(fits);
+  PowerLawFit* const fits = reinterpret_cast<PowerLawFit*>(fit);
+  int64_t* const tails = reinterpret_cast<int64_t*>(n_tail);
   each_spectrum(values, element, count, n, Order::ascending, threads, [=](int64_t row, const double* x, void* scratch) {
     // A threshold that is NaN asks for no search: nothing is above it, as nothing is above an infinite one.
     const double threshold = !thresholds ? NAN : std::isnan(thresholds[row]) ? INFINITY : thresholds[row];
-    current_table().fit_powerlaw(x, n, threshold, out + row, scratch);
+    current_table().fit_powerlaw(x, n, threshold, fits + row, tails + row, scratch);
   });
 }
 
@@ -146,9 +147,9 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("edge"), py::arg("smooth"), py::arg("fitted"), py::arg("threads"),
         "Statistics of `count` contiguous rows of n singular values, in any order.");
   m.def("fit_powerlaw", &fit_powerlaw_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"),
-        py::arg("xmin"), py::arg("fits"), py::arg("threads"),
-        "Power laws of `count` contiguous rows of n values: alpha, its standard error, xmin, D (float64) and n_tail (int64) of\n"
-        "each. xmin: address of a threshold for each row, or 0 to search for it.");
+        py::arg("xmin"), py::arg("fit"), py::arg("n_tail"), py::arg("threads"),
+        "Power laws of `count` contiguous rows of n values: alpha, its standard error, xmin and D next to each other, n_tail as\n"
+        "int64. xmin: address of a threshold for each row, or 0 to search for it.");
   m.def("ranksize_slope", &ranksize_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"),
         py::arg("slopes"), py::arg("threads"), "Rank-size slopes of `count` contiguous rows of n singular values.");
   m.def("hill_alpha", &hill_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"), py::arg("k"),

@@ -14,6 +14,7 @@
 // (ACM TOMS 15, 1989, and 16, 1990) without tables.
 
 typedef int64_t IntegersD __attribute__((vector_size(SF_VECTOR_BYTES)));
+typedef uint64_t BitsD __attribute__((vector_size(SF_VECTOR_BYTES)));
 
 static inline IntegersD bits_of(VectorD x) { return reinterpret_cast<IntegersD>(x); }
 static inline VectorD of_bits(IntegersD bits) { return reinterpret_cast<VectorD>(bits); }
@@ -57,6 +58,8 @@ static inline VectorD exp_minus(VectorD t) {
   const VectorD r2 = r * r, r4 = r2 * r2;
   const VectorD low = (q0 + r * q1) + r2 * (q2 + r * q3), middle = (q4 + r * q5) + r2 * (q6 + r * q7);
   const VectorD q = low + r4 * (middle + r4 * (q8 + r * q9));
-  const VectorD scale = of_bits((IntegersD{} + 0x3ff0000000000000) - (bits_of(shifted) << 52));
+  // 2^-k, in arithmetic modulo 2^64: the shift leaves k alone of `shifted`.
+  const BitsD exponent = (BitsD{} + 0x3ff0000000000000) - (reinterpret_cast<BitsD>(shifted) << 52);
+  const VectorD scale = reinterpret_cast<VectorD>(exponent);
   return scale * (1 + (r + r2 * q));
 }

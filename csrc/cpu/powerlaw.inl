@@ -202,29 +202,28 @@ static int64_t least_distance(const PowerLawWorkspace& ws, int64_t count, double
   return best;
 }
 
-static PowerLawFit no_fit() {
-  const double missing = __builtin_nan("");
-  return {missing, missing, missing, missing, 0};
-}
+// s and D of the tail that starts at `first`; no such tail where first < 0.
+struct Tail {
+  int64_t first;
+  double slope, distance;
+};
 
-static PowerLawFit fit_of(double slope, double xmin, double distance, int64_t n_tail) {
-  return {1 + slope, slope / __builtin_sqrt(static_cast<double>(n_tail)), xmin, distance, n_tail};
-}
+static constexpr Tail no_tail = {-1, 0, 0};
 
 // The best tail of the `count` > 0 positive values in ws.x.
-static PowerLawFit fit_tail(const PowerLawWorkspace& ws, int64_t count) {
+static Tail best_tail(const PowerLawWorkspace& ws, int64_t count) {
   tails(ws, count);
   double distance;
   const int64_t best = least_distance(ws, count, &distance);
-  return best < 0 ? no_fit() : fit_of(ws.slope[best], ws.x[best], distance, count - best);
+  return best < 0 ? no_tail : Tail{best, ws.slope[best], distance};
 }
 
 // The tail of those of the `count` positive values in ws.x that are >= xmin. Its logarithms are taken to xmin, which need not be
 // one of the values.
-static PowerLawFit fit_tail_above(const PowerLawWorkspace& ws, int64_t count, double xmin) {
+static Tail tail_above(const PowerLawWorkspace& ws, int64_t count, double xmin) {
   int64_t first = 0;
   while (first < count && !(ws.x[first] >= xmin)) ++first;
-  if (!(xmin > 0) || first >= count - 1 || ws.x[first] == ws.x[count - 1]) return no_fit();
+  if (!(xmin > 0) || first >= count - 1 || ws.x[first] == ws.x[count - 1]) return no_tail;
   const int64_t m = count - first;
   for (int64_t j = count; j < round_up(count, SimdD::lanes) + SimdD::lanes; ++j) ws.x[j] = xmin;
   CompensatedSum excess;
@@ -240,7 +239,7 @@ static PowerLawFit fit_tail_above(const PowerLawWorkspace& ws, int64_t count, do
         apart(SimdD::broadcast(slope), SimdD::load(ws.gap + j), VectorD{}, before, SimdD::broadcast(1 / static_cast<double>(m)));
     largest = (before < static_cast<double>(m)) & (a > largest) ? a : largest;
   }
-  return fit_of(slope, xmin, largest_lane(largest), m);
+  return {first, slope, largest_lane(largest)};
 }
 
 // Copies the positive ones of n ascending values to ws.x and returns how many there are.
@@ -251,13 +250,21 @@ static int64_t take_positive(const PowerLawWorkspace& ws, const double* x, int64
   return n - first;
 }
 
-static void fit_powerlaw(const double* x, int64_t n, double xmin, PowerLawFit* fit, void* workspace) {
+// What is reported of a tail of m values.
+static PowerLawFit fit_of(const Tail& tail, int64_t m, double xmin) {
+  return {1 + tail.slope, tail.slope / __builtin_sqrt(static_cast<double>(m)), xmin, tail.distance};
+}
+
+static void fit_powerlaw(const double* x, int64_t n, double xmin, PowerLawFit* fit, int64_t* n_tail, void* workspace) {
   Arena arena{static_cast<char*>(workspace), 0};
   const PowerLawWorkspace ws(arena, n);
-  *fit = no_fit();
-  if (!(x[0] == x[0])) return;
-  const int64_t count = take_positive(ws, x, n);
-  if (count > 0) *fit = xmin == xmin ? fit_tail_above(ws, count, xmin) : fit_tail(ws, count);
+  const int64_t count = x[0] == x[0] ? take_positive(ws, x, n) : 0;
+  const bool search = !(xmin == xmin);
+  const Tail tail = count == 0 ? no_tail : search ? best_tail(ws, count) : tail_above(ws, count, xmin);
+  const double missing = __builtin_nan("");
+  *n_tail = tail.first < 0 ? 0 : count - tail.first;
+  *fit =
+      tail.first < 0 ? PowerLawFit{missing, missing, missing, missing} : fit_of(tail, *n_tail, search ? ws.x[tail.first] : xmin);
 }
 
 // After tails(): 1 + m / E at the place where the k largest values begin.

@@ -136,16 +136,18 @@ static void stats(const double* sigma, int64_t n, const BulkEdge& edge, SmoothSt
 
   const int64_t count = sum.positive_lambda;
   for (int64_t j = 0; j < count; ++j) ws.fit.x[j] = ws.s[count - 1 - j] * ws.s[count - 1 - j];
-  const PowerLawFit fit = fit_tail(ws.fit, count);
+  const Tail tail = best_tail(ws.fit, count);
   smooth->alpha_hill = hill_of(ws.fit, count, count - count / 2);
-  if (fit.n_tail == 0) return;
+  if (tail.first < 0) return;
 
+  const int64_t n_tail = count - tail.first;
+  // xmin is not relative times sigma_1^2: sigma >= sqrt(xmin) is to hold for the tail and nothing else.
+  const PowerLawFit fit = fit_of(tail, n_tail, sigma[n_tail - 1] * sigma[n_tail - 1]);
   fitted->alpha = fit.alpha;
   fitted->alpha_stderr = fit.alpha_stderr;
-  // Not fit.xmin sigma_1^2: sigma >= sqrt(xmin) is to hold for the tail and nothing else.
-  fitted->xmin = sigma[fit.n_tail - 1] * sigma[fit.n_tail - 1];
+  fitted->xmin = fit.xmin;
   fitted->ks_distance = fit.ks_distance;
-  fitted->n_tail = static_cast<double>(fit.n_tail);
+  fitted->n_tail = static_cast<double>(n_tail);
   fitted->alpha_weighted = fit.alpha * log_largest;
   VectorD powers{};
   for (int64_t k = 0; k < count; k += SimdD::lanes) {

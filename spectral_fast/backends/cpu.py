@@ -112,17 +112,19 @@ def ranksize_slope(S: Tensor) -> Tensor:
 
 
 @reference.implements("fit_powerlaw", "CPU")
-def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor]:
     """The operator on the CPU."""
     if evals.shape[-1] == 0:
         return reference_stats.fit_powerlaw(evals, xmin)
-    spectra = _Spectra(evals)
-    fits = _empty((*evals.shape[:-1], 5))  # a record of the kernel: four doubles and an integer
+    spectra, batch = _Spectra(evals), evals.shape[:-1]
+    fit = _empty((*batch, len(_ops.POWERLAW_FIELDS)))
+    n_tail = torch.empty(batch, dtype=torch.int64, device="cpu")
+    threshold = 0
     if xmin is not None:
-        xmin = xmin.to(torch.float64).expand(evals.shape[:-1]).contiguous()
-    _cpu.fit_powerlaw(*spectra.arguments, 0 if xmin is None else xmin.data_ptr(), fits.data_ptr(), _threads())
-    alpha, stderr, start, distance, tail = (field.clone() for field in fits.unbind(-1))
-    return alpha, stderr, start, distance, tail.view(torch.int64)
+        xmin = xmin.to(torch.float64).expand(batch).contiguous()
+        threshold = xmin.data_ptr()
+    _cpu.fit_powerlaw(*spectra.arguments, threshold, fit.data_ptr(), n_tail.data_ptr(), _threads())
+    return fit, n_tail
 
 
 @reference.implements("hill_alpha", "CPU")

@@ -69,23 +69,23 @@ def rank_deviation(positive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @implements("fit_powerlaw")
-def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor]:
     """Clauset-Shalizi-Newman fit; see powerlaw.fit_powerlaw."""
     batch, n = evals.shape[:-1], evals.shape[-1]
     x = evals.detach().to(torch.float64).reshape(math.prod(batch), n).sort(-1).values
     if n == 0:
         missing = x.new_full((x.shape[0],), torch.nan)
-        fit = (missing, missing, missing, missing.new_zeros(missing.shape))
+        alpha = start = distance = missing
+        tail = missing.new_zeros(missing.shape)
     elif xmin is None:
-        fit = _scan(x)
+        alpha, start, distance, tail = _scan(x)
     else:
-        fit = _tail_above(x, xmin.detach().to(torch.float64).expand(batch).reshape(-1, 1))
-    alpha, start, distance, tail = fit
+        threshold = xmin.detach().to(torch.float64).expand(batch).reshape(-1, 1)
+        alpha, start, distance, tail = _tail_above(x, threshold)
     usable = x.isfinite().all(-1) & alpha.isfinite()
     tail = torch.where(usable, tail, 0).to(torch.int64)
-    real = (alpha, (alpha - 1) / tail.to(torch.float64).sqrt(), start, distance)
-    alpha, stderr, start, distance = (torch.where(usable, v, torch.nan).view(batch) for v in real)
-    return alpha, stderr, start, distance, tail.view(batch)
+    fit = torch.stack([alpha, (alpha - 1) / tail.to(torch.float64).sqrt(), start, distance], -1)
+    return torch.where(usable.unsqueeze(-1), fit, torch.nan).view(*batch, 4), tail.view(batch)
 
 
 def _log_ratio(x: Tensor, y: Tensor) -> Tensor:
@@ -181,7 +181,8 @@ def stats_from_svdvals(S: Tensor, rows: int | None, cols: int | None) -> tuple[T
     for name, at_zero in (("frobenius_norm", 0.0), ("nuclear_norm", 0.0), ("log_norm", -math.inf)):
         smooth[name] = torch.where(largest == 0, at_zero, smooth[name])
 
-    alpha, stderr, _, distance, tail = fit_powerlaw(lam, None)
+    fit, tail = fit_powerlaw(lam, None)
+    alpha, stderr, _, distance = fit.unbind(-1)
     # Not start * largest^2: S >= sqrt(xmin) is to hold for the tail and nothing else.
     smallest_of_tail = (S * S).gather(-1, (tail - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     log_powers = alpha.unsqueeze(-1) * lam.log()  # lam = 0 contributes exp(-inf) = 0
