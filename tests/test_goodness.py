@@ -146,12 +146,13 @@ def test_samples_have_the_law_of_the_plain_ones(drawn, zeros):
 # ------------------------------------------------------------------ bootstrap: what p says
 
 
-def test_p_value_on_power_laws():
+@pytest.mark.parametrize("n", [48, pytest.param(512, marks=pytest.mark.slow)])
+def test_p_value_on_power_laws(n):
     """On true power laws p is small no more often than it says: one-sided Kolmogorov test, level 1e-3.
 
     It is large more often (docs/statistics.md); both halves are met, so that it is no constant.
     """
-    x = tensor(pareto(np.random.default_rng(5), 60, 48))
+    x = tensor(pareto(np.random.default_rng(5), 60, n))
     p = goodness_of_fit(x, n_samples=100, generator=seeded(3)).p_value.numpy()
     assert scipy_stats.kstest(p, "uniform", alternative="greater").pvalue > 1e-3
     assert (p < 0.5).sum() >= 10
