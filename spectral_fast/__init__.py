@@ -3,19 +3,29 @@
 from spectral_fast import backends as _backends  # registers the operators' implementations
 from spectral_fast._info import capabilities, explain
 from spectral_fast._version import __version__
+from spectral_fast.goodness import (
+    GoodnessOfFit,
+    LogNormalComparison,
+    compare_lognormal,
+    goodness_of_fit,
+)
 from spectral_fast.linalg import svdvals, svdvals_ex
 from spectral_fast.models import WeightMatrix, weight_matrices
 from spectral_fast.powerlaw import PowerLawFit, fit_powerlaw, hill_alpha, ranksize_slope
 from spectral_fast.stats import SpectralStats, spectral_stats, stats_from_svdvals
 
 __all__ = [
+    "GoodnessOfFit",
+    "LogNormalComparison",
     "PowerLawFit",
     "SpectralStats",
     "WeightMatrix",
     "__version__",
     "capabilities",
+    "compare_lognormal",
     "explain",
     "fit_powerlaw",
+    "goodness_of_fit",
     "hill_alpha",
     "ranksize_slope",
     "spectral_stats",
