@@ -17,7 +17,7 @@ from benchmarks.report import digits, time_cells
 from benchmarks.spectra import draw
 from benchmarks.stats_gate import scan
 from benchmarks.stats_peers import WWFIT, Call, not_installed
-from benchmarks.stats_row import GateError, NotMeasured, StatsRow, Target, pair_data, require
+from benchmarks.stats_row import GateError, StatsRow, Target, pair_data, require
 from benchmarks.timing import Contestant, Spread, Timing, host_clock, interleave, paired_ratio, spread
 from tests.oracles.stats_oracle import Fit
 
@@ -77,16 +77,13 @@ class BootstrapRow(StatsRow):
         self.ours = self.theirs = None
 
     def measure(self, repeats: int | None) -> None:
-        goodness_of_fit: Any = getattr(spectral_fast, "goodness_of_fit", None)
-        if goodness_of_fit is None:
-            raise NotMeasured("no goodness_of_fit")
         torch.set_num_threads(self.threads)
         x = draw(self.name, self.n).evals
         evals = torch.from_numpy(x)
 
         def ours() -> Any:
             generator = torch.Generator().manual_seed(SEED)
-            return goodness_of_fit(evals, n_samples=SAMPLES, generator=generator)
+            return spectral_fast.goodness_of_fit(evals, n_samples=SAMPLES, generator=generator)
 
         self.p_value = float(ours().p_value)
         self.plain_p_value = plain_p_value(x, GATE_SAMPLES, np.random.default_rng(SEED))

@@ -70,7 +70,7 @@ def bootstrap_stand_in(evals: Tensor, *, n_samples: int, generator: torch.Genera
 
 @pytest.fixture
 def goodness(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectral_fast, "goodness_of_fit", bootstrap_stand_in, raising=False)
+    monkeypatch.setattr(spectral_fast, "goodness_of_fit", bootstrap_stand_in)
     monkeypatch.setattr(stats_bootstrap, "GATE_SAMPLES", 50)
     monkeypatch.setattr(stats_bootstrap, "SAMPLES", 50)
 
@@ -325,13 +325,6 @@ def test_weights_that_are_not_installed_are_a_line(run: Any, monkeypatch: pytest
     assert [row["status"] for row in data["fit"] if row["spectrum"] == "MiniLM"] == [
         "not measured: needs a package"
     ]
-
-
-def test_without_goodness_of_fit_there_is_no_bootstrap(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(spectral_fast, "goodness_of_fit", raising=False)
-    code, data = run("--parts=bootstrap")
-    assert code == 0
-    assert [row["status"] for row in data["bootstrap"]] == ["not measured: no goodness_of_fit"] * 2
 
 
 def test_a_narrow_long_double_is_no_oracle(run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None) -> None:
