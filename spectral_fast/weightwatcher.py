@@ -190,26 +190,20 @@ def _best_candidate(data: Any, xmin: Any, xmax: Any, least: int) -> tuple[Array,
     None where the conventions differ or may: fewer than `least` values, a value that is repeated, zero,
     negative or not finite, limits that are not numbers.
     """
-    if data is None or any(
-        limit is not None and not isinstance(limit, numbers.Real) for limit in (xmin, xmax)
-    ):
+    limits = [limit for limit in (xmin, xmax) if limit is not None]
+    if data is None or not all(isinstance(limit, numbers.Real) for limit in limits):
         return None
     x = np.asarray(np.sort(data), dtype=np.float64)
-    if x.ndim != 1 or len(x) < least:
+    if x.ndim != 1:
         return None
     # As WWFit takes limits: the values nearest to them, with the search still going on in between.
     first = 0 if xmin is None else int(np.argmin(np.abs(x - xmin)))
     last = len(x) - 1 if xmax is None else int(np.argmin(np.abs(x - xmax)))
     inside = x[first : last + 1]
-    if (
-        len(inside) < least
-        or inside[0] <= 0
-        or not np.isfinite(inside[-1])
-        or not (np.diff(inside) > 0).all()
-    ):
-        return None
+    if len(inside) < least or inside[0] <= 0 or np.isinf(inside[-1]) or not (np.diff(inside) > 0).all():
+        return None  # a NaN is last in the order, and no difference to it is positive
     tail = int(fit_powerlaw(torch.from_numpy(inside)).n_tail)
-    return (x, first, last, len(inside) - tail) if tail else None
+    return x, first, last, len(inside) - tail
 
 
 @functools.cache

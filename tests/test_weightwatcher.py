@@ -375,38 +375,29 @@ def test_plots(small: torch.nn.Module, tmp_path) -> None:
 FEW = np.arange(1.0, LEAST)
 
 
-@pytest.mark.parametrize(
-    ("data", "arguments"),
-    [
-        (FEW, {}),
-        (np.append(FEW, FEW[-1]), {}),
-        (np.append(np.arange(1.0, 40), 7), {}),
-        (np.arange(0.0, 40), {}),
-        (np.arange(1.0, 40), {"xmin": 25}),
-        (np.arange(1.0, 40), {"xmin": (0.1, 3.0)}),
-        (np.append(np.arange(1.0, 40), np.inf), {}),
-        (np.arange(-3.0, 40), {}),
-        (np.array([]), {}),
-        (None, {}),
-        (np.arange(1.0, 40), {"distribution": "lognormal"}),
-        (np.arange(1.0, 40), {"pl_package": "powerlaw"}),
-    ],
-    ids=[
-        *(
-            "few",
-            "repeated_last",
-            "repeated",
-            "zero",
-            "few_above_xmin",
-            "range",
-            "infinite",
-            "negative",
-            "empty",
-        ),
-        *("nothing", "lognormal", "powerlaw"),
-    ],
-)
-def test_what_is_fitted_otherwise_stays_weightwatchers(data, arguments: dict[str, object]) -> None:
+MORE = np.arange(1.0, 2 * LEAST)
+OTHERWISE = {
+    "few": (FEW, {}),
+    "repeated": (np.append(MORE, 7), {}),
+    "few_and_repeated": (np.append(FEW, FEW[-1]), {}),
+    "zero": (np.append(MORE, 0), {}),
+    "negative": (np.append(MORE, -3), {}),
+    "infinite": (np.append(MORE, np.inf), {}),
+    "nan": (np.append(MORE, np.nan), {}),
+    "empty": (np.array([]), {}),
+    "nothing": (None, {}),
+    "two_dimensional": (np.arange(1.0, 81).reshape(2, 40), {}),
+    "few_above_xmin": (MORE, {"xmin": 25}),
+    "range_of_xmin": (MORE, {"xmin": (0.1, 3.0)}),
+    "lognormal": (MORE, {"distribution": "lognormal"}),
+    "powerlaw": (MORE, {"pl_package": "powerlaw"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of weightwatcher's logarithms
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_is_fitted_otherwise_stays_weightwatchers(name: str) -> None:
+    data, arguments = OTHERWISE[name]
     outcomes = []
     for ours in (False, True):
         try:
