@@ -146,7 +146,7 @@ def _values_in_place_of(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """scipy.linalg.svd(W, compute_uv=False) for float64 matrices; anything else goes to the original."""
 
     def svd_vals(W: Any) -> Any:
-        if type(W) is not np.ndarray or W.dtype != np.float64 or W.ndim != 2 or not W.size:
+        if type(W) is not np.ndarray or W.dtype != np.float64 or W.ndim != 2:
             _log.debug("singular values of %s: weightwatcher's own", type(W).__name__)
             return original(W)
         plain = W.flags.forc and W.flags.writeable  # torch takes no other strides, and warns of read-only

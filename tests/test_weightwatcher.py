@@ -272,8 +272,8 @@ def test_layouts_of_a_matrix(modules, layout) -> None:
 
 @pytest.mark.parametrize(
     "W",
-    [np.float32([[1, 2], [3, 4]]), np.array([[1, 2j], [3, 4]]), [[1.0, 2.0], [3.0, 4.0]]],
-    ids=["float32", "complex", "list"],
+    [np.float32([[1, 2], [3, 4]]), np.array([[1, 2j], [3, 4]]), [[1.0, 2.0], [3.0, 4.0]], np.ones((3, 2, 2))],
+    ids=["float32", "complex", "list", "stack"],
 )
 def test_what_is_no_float64_matrix_stays_weightwatchers(modules, W) -> None:
     own = modules["RMT_Util"].svd_vals(W)
@@ -281,6 +281,20 @@ def test_what_is_no_float64_matrix_stays_weightwatchers(modules, W) -> None:
         ours = modules["RMT_Util"].svd_vals(W)
     assert own.dtype == ours.dtype
     assert np.array_equal(own, ours)
+
+
+def test_what_is_no_matrix_is_refused_in_the_same_words(modules) -> None:
+    messages = []
+    for context in (contextlib.nullcontext(), weightwatcher_accelerated()):
+        with context, pytest.raises(ValueError, match="expected") as raised:
+            modules["RMT_Util"].svd_vals(np.ones(3))
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+def test_empty_matrix(modules) -> None:
+    with weightwatcher_accelerated():
+        assert modules["RMT_Util"].svd_vals(np.empty((0, 3))).shape == (0,)
 
 
 def test_the_gpu_keeps_its_method(modules, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +400,7 @@ OTHERWISE = {
     "nan": (np.append(MORE, np.nan), {}),
     "empty": (np.array([]), {}),
     "nothing": (None, {}),
-    "two_dimensional": (np.arange(1.0, 81).reshape(2, 40), {}),
+    "two_dimensional": (np.arange(1.0, 81).reshape(40, 2), {}),
     "few_above_xmin": (MORE, {"xmin": 25}),
     "range_of_xmin": (MORE, {"xmin": (0.1, 3.0)}),
     "lognormal": (MORE, {"distribution": "lognormal"}),
@@ -415,6 +429,7 @@ def test_twenty_values_are_enough(fits) -> None:
 
 def test_densities_are_kept_for_the_same_question_only(modules) -> None:
     rmt = modules["RMT_Util"]
+    own = rmt.KernelDensity
     g = np.random.default_rng(5)
     sample, other = g.random((50, 1)), g.random((50, 1))
     grid = np.linspace(0, 1, 30)[:, np.newaxis]
@@ -422,19 +437,21 @@ def test_densities_are_kept_for_the_same_question_only(modules) -> None:
         (sample, grid, 0.1),
         (sample, grid, 0.1),
         (other, grid, 0.1),
-        (other, grid[:9], 0.1),
         (other, grid, 0.2),
+        (other, grid[:9], 0.2),
     ]
     with weightwatcher_accelerated():
         for x, points, bandwidth in questions:
             density = rmt.KernelDensity(kernel="linear", bandwidth=bandwidth).fit(x).score_samples(points)
-            expected = replacement._originals[-1][2](kernel="linear", bandwidth=bandwidth).fit(x)
+            expected = own(kernel="linear", bandwidth=bandwidth).fit(x)
             assert np.array_equal(density, expected.score_samples(points))
             density[:] = np.nan  # an answer is the asker's own
-        # In place: the same array, another sample.
-        sample[:] = other
-        density = rmt.KernelDensity(kernel="linear", bandwidth=0.2).fit(sample).score_samples(grid)
-        assert np.array_equal(density, expected.score_samples(grid))
+        # The same arrays with other numbers in them.
+        for changed in (sample, grid, sample):
+            changed += 0.25
+            density = rmt.KernelDensity(kernel="linear", bandwidth=0.2).fit(sample).score_samples(grid)
+            expected = own(kernel="linear", bandwidth=0.2).fit(sample)
+            assert np.array_equal(density, expected.score_samples(grid))
 
 
 # ------------------------------------------------------- entering and leaving
