@@ -127,8 +127,6 @@ def _module(name: str) -> Any:
     try:
         module = importlib.import_module(f"weightwatcher.{name}")
     except ModuleNotFoundError as error:
-        if error.name != f"weightwatcher.{name}":
-            raise
         raise _unknown(version, f"has no module {name}") from error
     if missing := [attribute for attribute in _USED[name] if not hasattr(module, attribute)]:
         raise _unknown(version, f"has no {name}.{missing[0]}")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import importlib.util
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,14 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Passing a dict to DataFrame.from
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """weightwatcher prints and logs, and silences all warnings of the process when it is imported."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        pytest.importorskip("weightwatcher")
-        pytest.importorskip("transformers")
-        pytest.importorskip("threadpoolctl")
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
+    for module in ("weightwatcher", "transformers", "threadpoolctl"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    with models.quiet():
+        yield
 
 
 @pytest.fixture

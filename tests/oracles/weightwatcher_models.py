@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from typing import Any
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 RTOL = 1e-6
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """weightwatcher prints and logs, and silences all warnings of the process when it is imported."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        import weightwatcher  # noqa: F401
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def differences(own: pd.DataFrame, ours: pd.DataFrame, rtol: float = RTOL) -> list[str]:
