@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import logging
-import numbers
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -186,11 +185,8 @@ def _best_candidate(data: Any, xmin: Any, xmax: Any, least: int) -> tuple[Array,
     """Sorted data, the first and last index that WWFit fits to, and the best candidate's place in between.
 
     None where the conventions differ or may: fewer than `least` values, a value that is repeated, zero,
-    negative or not finite, limits that are not numbers.
+    negative or not finite. Data and limits that WWFit does not take raise what they raise there.
     """
-    limits = [limit for limit in (xmin, xmax) if limit is not None]
-    if data is None or not all(isinstance(limit, numbers.Real) for limit in limits):
-        return None
     x = np.asarray(np.sort(data), dtype=np.float64)
     if x.ndim != 1:
         return None

@@ -382,6 +382,7 @@ OTHERWISE = {
     "two_dimensional": (np.arange(1.0, 81).reshape(40, 2), {}),
     "few_above_xmin": (MORE, {"xmin": 25}),
     "range_of_xmin": (MORE, {"xmin": (0.1, 3.0)}),
+    "text": (MORE, {"xmax": "largest"}),
     "lognormal": (MORE, {"distribution": "lognormal"}),
     "powerlaw": (MORE, {"pl_package": "powerlaw"}),
 }
