@@ -1,4 +1,4 @@
-"""``python -m benchmarks svdvals``, ``stages`` and ``stats``: arguments, one run, exit codes."""
+"""``python -m benchmarks``: svdvals, stages, stats and weightwatcher. Arguments, one run, exit codes."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ from benchmarks.stats import LEAST_N, PARTS, build_run, measure_run, print_run, 
 from benchmarks.stats_row import StatsRow
 from benchmarks.suites import SUITES, SuiteError, build_suite
 from benchmarks.timing import REPEATS_LEAST
+from benchmarks.weightwatcher import MODELS as WW_MODELS
+from benchmarks.weightwatcher import Comparison, build_model, compare, comparison_document, print_comparison
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -129,11 +131,32 @@ def _run_stages(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     return _exit_code(rows)
 
 
+def _run_weightwatcher(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    try:
+        model = build_model(arguments.model, arguments.layers)
+    except SuiteError as error:
+        parser.error(str(error))
+    facts = _facts(arguments, torch.device("cpu"))
+    found = compare(
+        arguments.model,
+        model,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+        randomize=arguments.randomize,
+    )
+    if arguments.json is not None:
+        write_json(arguments.json, comparison_document(found, facts))
+    print_comparison(found, _console())
+    return _exit_code([found])
+
+
 def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
 
-def _exit_code(rows: Sequence[Row] | Sequence[StagesRow] | Sequence[StatsRow]) -> int:
+def _exit_code(
+    rows: Sequence[Row] | Sequence[StagesRow] | Sequence[StatsRow] | Sequence[Comparison],
+) -> int:
     if any(row.failed for row in rows):
         return EXIT_FAILED
     return EXIT_INTERRUPTED if any(row.status.endswith(INTERRUPTED) for row in rows) else EXIT_OK
@@ -207,15 +230,33 @@ def _parser() -> argparse.ArgumentParser:
         help=f"matrices, squares as one size ({default})",
     )
     _add_common(stages)
+    weightwatcher = commands.add_parser(
+        "weightwatcher",
+        help="WeightWatcher's analyze() on a whole model: with ours against its own",
+        description="Time WeightWatcher's analyze(), with ours against its own, after comparing the tables.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    weightwatcher.set_defaults(run=_run_weightwatcher, dtype="float64")  # what it computes in
+    add = weightwatcher.add_argument
+    add("--model", choices=WW_MODELS, default=WW_MODELS[0], help="random or trained weights")
+    add("--layers", type=_at_least(1), metavar="N", help="analyze the first N layers of the model, not all")
+    add("--randomize", action="store_true", help="analyze(randomize=True), with fits of the noise bulk")
+    _add_run(weightwatcher)
     return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dtype", choices=DTYPES, default="float32")
+    add("--max-seconds", type=_positive, metavar="S", help="stop measuring after about S seconds")
+    _add_run(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--threads", type=_at_least(1), metavar="N", help="of ours and of torch's all (torch's number)")
     add("--repeats", type=_at_least(REPEATS_LEAST), metavar="N", help="samples a method (by its time)")
-    add("--max-seconds", type=_positive, metavar="S", help="stop measuring after about S seconds")
     add("--json", type=Path, metavar="FILE", help="write every sample and what it depends on")
 
 

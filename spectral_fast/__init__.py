@@ -13,6 +13,7 @@ from spectral_fast.linalg import svdvals, svdvals_ex
 from spectral_fast.models import WeightMatrix, weight_matrices
 from spectral_fast.powerlaw import PowerLawFit, fit_powerlaw, hill_alpha, ranksize_slope
 from spectral_fast.stats import SpectralStats, spectral_stats, stats_from_svdvals
+from spectral_fast.weightwatcher import weightwatcher_accelerated
 
 __all__ = [
     "GoodnessOfFit",
@@ -33,6 +34,7 @@ __all__ = [
     "svdvals",
     "svdvals_ex",
     "weight_matrices",
+    "weightwatcher_accelerated",
 ]
 
 del _backends
