@@ -1,7 +1,7 @@
 """The Triton statistics kernels (spectral_fast/triton/stats.py) behind the operators on CUDA and ROCm.
 
-Nothing here waits for the device or looks at a value, so a call can be captured in a CUDA graph once its kernels
-are compiled. Triton is imported by the first call, or by capabilities(): it takes most of a second.
+Nothing here waits for the device or looks at a value. Triton is imported by the first call on a GPU or by
+capabilities(), not before: that takes time, and a broken installation must not break the rest.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Te
     alpha, stderr, start, distance = (x.new_empty(batch, dtype=torch.float64) for _ in range(4))
     fit = (alpha, stderr, start, distance, x.new_empty(batch, dtype=torch.int64))
     each = (math.prod(batch),)
-    tile = {"TILE": kernels.TILE, "num_warps": kernels.TILE_WARPS, "enable_fp_fusion": False}
+    tile = {"TILE": kernels.TILE, "num_warps": kernels.WARPS, "enable_fp_fusion": False}
     with torch.cuda.device_of(x):
         if xmin is None:
             logs, slopes = (torch.empty_like(x, dtype=torch.float64) for _ in range(2))
@@ -105,7 +105,7 @@ def _stats(kernels: Any, S: Tensor, rows: int | None, cols: int | None) -> tuple
     logs, slopes = (torch.empty_like(S, dtype=torch.float64) for _ in range(2))
     edge, spikes_from = _bulk_edge(n, rows, cols)
     each = (math.prod(batch),)
-    tile = {"TILE": kernels.TILE, "num_warps": kernels.TILE_WARPS, "enable_fp_fusion": False}
+    tile = {"TILE": kernels.TILE, "num_warps": kernels.WARPS, "enable_fp_fusion": False}
     with torch.cuda.device_of(S):
         kernels.spectrum_kernel[each](S, n, smooth, logs, slopes, **tile)
         distances = _distances(kernels, logs, slopes)
@@ -123,7 +123,7 @@ def _distances(kernels: Any, logs: Tensor, slopes: Tensor) -> Tensor:
         distances,
         CANDIDATES=kernels.CANDIDATES,
         TAIL=kernels.TAIL,
-        num_warps=kernels.DISTANCE_WARPS,
+        num_warps=kernels.WARPS,
         enable_fp_fusion=False,
     )
     return distances

@@ -1,26 +1,26 @@
 """The stage `stats` on a GPU: from descending singular values to every statistic, in float64.
 
-For one matrix, x_0 >= ... >= x_{n-1} the eigenvalues lambda = (sigma / sigma_1)^2, or what fit_powerlaw is given.
-With g_d = ln(x_{d-1} / x_d), a tail that ends at d (in this order: x_d is its threshold) has d + 1 values and
+For one matrix, x_0 >= ... >= x_{n-1} are the eigenvalues lambda = (sigma / sigma_1)^2, or what fit_powerlaw
+is given. With g_d = ln(x_{d-1} / x_d), the tail with threshold x_d has the d + 1 values x_0 ... x_d, and
 
     L_d = ln(x_0 / x_d)              = sum_{e <= d} g_e
     E_d = sum_{e <= d} ln(x_e / x_d) = sum_{e <= d} e g_e         alpha_d - 1 = (d + 1) / E_d
     D_d = max_{e <= d} |1 - exp(-(alpha_d - 1) (L_d - L_e)) - (d - e) / (d + 1)|
 
-Every term of the sums is positive, so nothing cancels. Hill's estimate is alpha_d at d = the middle. Two equal values
-make no threshold but the last of them; the least D wins, the largest d (smallest xmin) in a tie.
+No term of the sums is negative, so nothing cancels. Hill's estimate is alpha_d for the upper half. Of equal
+values only the last is a candidate; the least D wins, the largest d (the smallest xmin) in a tie.
 Source: Clauset, Shalizi, Newman, SIAM Review 51 (2009); docs/statistics.md has the other fields.
 
 Three launches, none of which the host waits for:
-1. `spectrum_kernel` (`tail_kernel` for fit_powerlaw), a program a matrix: sums, then L and alpha - 1 of each candidate.
-   About 200 n flops in float64, passes over the row in tiles with carried sums.
-2. `distance_kernel`, a program for CANDIDATES values of d of one matrix: the exact D. n^2 / 2 exponentials a matrix,
-   about 30 flops each: nearly all the work.
-3. `fitted_kernel` (`fit_kernel`), a program a matrix: the least D, and what follows from alpha.
-Workspace: L, alpha - 1 and D, 24 n bytes a matrix. docs/gpu.md counts bytes.
+1. `spectrum_kernel` (`tail_kernel` for fit_powerlaw), a program a matrix: sums, then L, and alpha - 1 of each
+   candidate. O(n): passes over the row in tiles, with carried sums.
+2. `distance_kernel`, a program for CANDIDATES of the d of one matrix: D over the whole tail, nothing skipped.
+   n^2 / 2 exponentials a matrix: nearly all the work.
+3. `fitted_kernel` (`fit_kernel`), a program a matrix: the least D, and what follows from alpha. O(n).
+Workspace: L, alpha - 1 and D, 24 n bytes a matrix. docs/gpu.md counts flops and bytes.
 
-One order of summation for each n, no atomics: a matrix has the same bits alone and in any batch. Launched without
-contraction to fused multiply-adds, which would give the squares of equal values a difference.
+The order of every sum depends on n alone and there are no atomics: a matrix has the same bits in any batch.
+Launched without contraction to fused multiply-adds, which would set the squares of equal values apart.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ import triton.language as tl
 
 from spectral_fast._ops import FITTED_FIELDS, SMOOTH_FIELDS
 
-# None of these was tuned on hardware. They come from the registers the compile gate reads (tests/test_triton_compile.py):
-# the most values in flight a thread that leaves room for several blocks on a multiprocessor.
-TILE = 1024
-TILE_WARPS = 8
-CANDIDATES = 16
-TAIL = 64
-DISTANCE_WARPS = 4
+# Not tuned: no GPU has run these. The registers that the compile gate reads decide (triton 3.7.1; sm_80, sm_90,
+# sm_100, gfx942; tests/test_triton_compile.py). A tile of 512 is two values a thread, at most 126 registers in
+# any kernel; 1024 takes 184. 32 x 32 is four exponentials a thread in 64 registers, which lets half of an
+# NVIDIA multiprocessor's 2048 threads run; eight take 125 to 159, and four in 16 x 32 by 4 warps spill.
+WARPS = 8
+TILE = 512
+CANDIDATES = 32
+TAIL = 32
 
-NAN = tl.constexpr(float("nan"))
+# No constant NAN: a launch compares the constants with what they were when it was compiled, and NaN differs.
 INF = tl.constexpr(float("inf"))
 LN_10 = tl.constexpr(2.302585092994046)
 
@@ -74,16 +75,16 @@ def _load(values: tl.tensor, d: tl.tensor, mask: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _largest(values: tl.tensor, n: tl.tensor) -> tl.tensor:
-    """The first of the descending values; NaN where the last is NaN, by whose sign bit a sort may go, or -infinite."""
-    last = tl.load(values + n - 1)
-    return tl.where(last > -INF, tl.load(values), NAN).to(tl.float64)
+    """The first of the descending values; NaN where the last is NaN (a sort may go by its sign) or -inf."""
+    last = tl.load(values + n - 1).to(tl.float64)
+    return tl.where(last > -INF, tl.load(values).to(tl.float64), float("nan"))
 
 
 @triton.jit
 def _eigenvalue(
     values: tl.tensor, d: tl.tensor, mask: tl.tensor, largest: tl.tensor, SIGMA: tl.constexpr
 ) -> tl.tensor:
-    """x_d: relative to the largest where sigma is given, so that no square leaves float64's range at the top."""
+    """x_d; relative to the largest where sigma is given, so that no square overflows."""
     x = _load(values, d, mask)
     if SIGMA:
         x = x / largest
@@ -95,8 +96,9 @@ def _eigenvalue(
 def _log_ratio(x: tl.tensor, y: tl.tensor) -> tl.tensor:
     """ln(x / y) for x >= y > 0, good to a few eps relative however close they are.
 
-    With t = (x - y) / y, ln(1 + t) is log1p by the rounding error of u = 1 + t: ln(u) t / (u - 1) (W. Kahan; HP-15C
-    Advanced Functions Handbook, 1982). t overflows for a denormal y, where the difference is as good.
+    With t = (x - y) / y and u = 1 + t rounded, ln(1 + t) = ln(u) t / (u - 1) to a few eps: numerator and
+    denominator share the rounding error of u (Kahan's log1p, HP-15C Advanced Functions Handbook, 1982).
+    t may overflow for a denormal y; there the difference of two logarithms is as good.
     """
     t = (x - y) / y
     u = 1.0 + t
@@ -121,7 +123,7 @@ def _tails(
     SIGMA: tl.constexpr,
     TILE: tl.constexpr,
 ) -> tl.tensor:
-    """Write L (infinite where x is no positive number) and alpha - 1 (0 where d is no candidate); return E at `middle`."""
+    """Write L (inf where x is not positive) and alpha - 1 (0 where d is no candidate); return E at middle."""
     lane = tl.arange(0, TILE)
     usable = tl.where(largest < INF, n, 0)
     log_carry = tl.full((), 0.0, tl.float64)
@@ -168,7 +170,7 @@ def _ranksize(
         product += deviation * tl.log(tl.where(inside, s, 1.0))
         spread += deviation * deviation
     slope = -tl.sum(product) / tl.sum(spread)
-    return tl.where(count >= 2, slope, NAN)
+    return tl.where(count >= 2, slope, float("nan"))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -230,11 +232,12 @@ def spectrum_kernel(
     tl.store(smooth + NUCLEAR_NORM, tl.where(zero, 0.0, largest * nuclear))
     tl.store(smooth + STABLE_RANK, lam_sum)
     tl.store(smooth + EFFECTIVE_RANK, tl.exp(entropy))
-    tl.store(smooth + SPECTRAL_ENTROPY, tl.where(n > 1, lam_entropy / tl.log(n.to(tl.float64)), NAN))
+    tl.store(smooth + SPECTRAL_ENTROPY, tl.where(n > 1, lam_entropy / tl.log(n.to(tl.float64)), float("nan")))
     tl.store(smooth + PARTICIPATION_RATIO, lam_sum * lam_sum / tl.sum(total_squared))
     tl.store(smooth + CONDITION_NUMBER, 1.0 / smallest)
     tl.store(smooth + LOG_NORM, tl.where(zero, -INF, log_norm))
-    tl.store(smooth + ALPHA_HILL, tl.where(excess > 0.0, 1.0 + upper_half.to(tl.float64) / excess, NAN))
+    hill = 1.0 + upper_half.to(tl.float64) / excess
+    tl.store(smooth + ALPHA_HILL, tl.where(excess > 0.0, hill, float("nan")))
     tl.store(smooth + ALPHA_RANKSIZE, ranksize)
 
 
@@ -263,15 +266,15 @@ def distance_kernel(
     offset = (program // blocks).to(tl.int64) * n
     # The longest tails first: a GPU starts programs in order.
     d = (blocks - 1 - program % blocks) * CANDIDATES + tl.arange(0, CANDIDATES)
-    slope = _load(slopes + offset, d, d < n)
-    log_d = _load(logs + offset, d, d < n)
+    slope = tl.load(slopes + offset + d, mask=d < n, other=0.0)
+    log_d = tl.load(logs + offset + d, mask=d < n, other=0.0)
     candidate = slope > 0.0
     share = 1.0 / (d + 1).to(tl.float64)
     end = tl.max(tl.where(candidate, d + 1, 0))
     worst = tl.zeros((CANDIDATES, TAIL), tl.float64)
     for start in range(0, end, TAIL):
         e = start + tl.arange(0, TAIL)
-        log_e = _load(logs + offset, e, e < end)
+        log_e = tl.load(logs + offset + e, mask=e < end, other=0.0)
         model = 1.0 - tl.exp(-slope[:, None] * (log_d[:, None] - log_e[None, :]))
         empirical = (d[:, None] - e[None, :]).to(tl.float64) * share[:, None]
         in_tail = candidate[:, None] & (e[None, :] <= d[:, None])
@@ -314,10 +317,10 @@ def fit_kernel(
     least, best = _best(distances + row * n, n, TILE)
     slope = tl.load(slopes + row * n + best)
     found = least < INF
-    tl.store(alpha + row, tl.where(found, 1.0 + slope, NAN))
-    tl.store(stderr + row, tl.where(found, slope / tl.sqrt((best + 1).to(tl.float64)), NAN))
-    tl.store(xmin + row, tl.where(found, tl.load(values + row * n + best).to(tl.float64), NAN))
-    tl.store(ks_distance + row, tl.where(found, least, NAN))
+    tl.store(alpha + row, tl.where(found, 1.0 + slope, float("nan")))
+    tl.store(stderr + row, tl.where(found, slope / tl.sqrt((best + 1).to(tl.float64)), float("nan")))
+    tl.store(xmin + row, tl.where(found, tl.load(values + row * n + best).to(tl.float64), float("nan")))
+    tl.store(ks_distance + row, tl.where(found, least, float("nan")))
     tl.store(n_tail + row, tl.where(found, best + 1, 0).to(tl.int64))
 
 
@@ -346,7 +349,7 @@ def fitted_kernel(
     least, best = _best(distances + row * n, n, TILE)
     found = least < INF
     slope = tl.load(slopes + row * n + best)
-    alpha = tl.where(found, 1.0 + slope, NAN)
+    alpha = tl.where(found, 1.0 + slope, float("nan"))
 
     largest = _largest(values, n)
     low = _eigenvalue(values, (n - 1) // 2, n > 0, largest, True)
@@ -367,14 +370,14 @@ def fitted_kernel(
     threshold = tl.load(values + best).to(tl.float64)
     counted = (edge == edge) & (largest < INF)
     tl.store(fitted + ALPHA, alpha)
-    tl.store(fitted + ALPHA_STDERR, tl.where(found, slope / tl.sqrt((best + 1).to(tl.float64)), NAN))
-    tl.store(fitted + XMIN, tl.where(found, threshold * threshold, NAN))
-    tl.store(fitted + KS_DISTANCE, tl.where(found, least, NAN))
+    tl.store(fitted + ALPHA_STDERR, tl.where(found, slope / tl.sqrt((best + 1).to(tl.float64)), float("nan")))
+    tl.store(fitted + XMIN, tl.where(found, threshold * threshold, float("nan")))
+    tl.store(fitted + KS_DISTANCE, tl.where(found, least, float("nan")))
     tl.store(fitted + N_TAIL, tl.where(found, best + 1, 0).to(tl.float64))
     tl.store(fitted + ALPHA_WEIGHTED, alpha * log_largest)
     tl.store(fitted + LOG_ALPHA_NORM, alpha * log_largest + log_powers)
     tl.store(fitted + MP_EDGE, edge * largest * largest)
-    tl.store(fitted + MP_SPIKES, tl.where(counted, tl.sum(spikes).to(tl.float64), NAN))
+    tl.store(fitted + MP_SPIKES, tl.where(counted, tl.sum(spikes).to(tl.float64), float("nan")))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -420,8 +423,8 @@ def threshold_kernel(
         model = 1.0 - tl.exp(-slope * _log_ratio(x, threshold))
         empirical = (tail - 1 - d).to(tl.float64) / size
         worst = tl.maximum(worst, tl.where(inside, tl.abs(model - empirical), 0.0))
-    tl.store(alpha + row, tl.where(found, 1.0 + slope, NAN))
-    tl.store(stderr + row, tl.where(found, slope / tl.sqrt(size), NAN))
-    tl.store(xmin + row, tl.where(found, threshold, NAN))
-    tl.store(ks_distance + row, tl.where(found, tl.max(worst), NAN))
+    tl.store(alpha + row, tl.where(found, 1.0 + slope, float("nan")))
+    tl.store(stderr + row, tl.where(found, slope / tl.sqrt(size), float("nan")))
+    tl.store(xmin + row, tl.where(found, threshold, float("nan")))
+    tl.store(ks_distance + row, tl.where(found, tl.max(worst), float("nan")))
     tl.store(n_tail + row, tl.where(found, tail, 0).to(tl.int64))
