@@ -30,10 +30,10 @@ import triton.language as tl
 
 from spectral_fast._ops import FITTED_FIELDS, SMOOTH_FIELDS
 
-# Not tuned: no GPU has run these. The registers that the compile gate reads decide (triton 3.7.1; sm_80, sm_90,
-# sm_100, gfx942; tests/test_triton_compile.py). A tile of 512 is two values a thread, at most 126 registers in
-# any kernel; 1024 takes 184. 32 x 32 is four exponentials a thread in 64 registers, which lets half of an
-# NVIDIA multiprocessor's 2048 threads run; eight take 125 to 159, and four in 16 x 32 by 4 warps spill.
+# Not tuned: no GPU has run these. The registers that the compile gate reads decide (tests/test_triton_compile.py;
+# triton 3.7.1; sm_80, 90, 100, gfx942). A tile of 512 is two values a thread, at most 126 registers in any
+# kernel; 1024 takes 184. 32 x 32 is four exponentials a thread in 64 registers, which lets half of an NVIDIA
+# multiprocessor's 2048 threads run; eight take 125 to 159, and four in 16 x 32 by 4 warps spill.
 WARPS = 8
 TILE = 512
 CANDIDATES = 32
@@ -69,11 +69,6 @@ MP_SPIKES = tl.constexpr(FITTED_FIELDS.index("mp_spikes"))
 
 
 @triton.jit
-def _load(values: tl.tensor, d: tl.tensor, mask: tl.tensor) -> tl.tensor:
-    return tl.load(values + d, mask=mask, other=0.0).to(tl.float64)
-
-
-@triton.jit
 def _largest(values: tl.tensor, n: tl.tensor) -> tl.tensor:
     """The first of the descending values; NaN where the last is NaN (a sort may go by its sign) or -inf."""
     last = tl.load(values + n - 1).to(tl.float64)
@@ -85,7 +80,7 @@ def _eigenvalue(
     values: tl.tensor, d: tl.tensor, mask: tl.tensor, largest: tl.tensor, SIGMA: tl.constexpr
 ) -> tl.tensor:
     """x_d; relative to the largest where sigma is given, so that no square overflows."""
-    x = _load(values, d, mask)
+    x = tl.load(values + d, mask=mask, other=0.0).to(tl.float64)
     if SIGMA:
         x = x / largest
         x = x * x
@@ -165,7 +160,7 @@ def _ranksize(
     for start in range(0, count, TILE):
         d = start + lane
         inside = d < count
-        s = _load(values, d, inside) / largest
+        s = tl.load(values + d, mask=inside, other=0.0).to(tl.float64) / largest
         deviation = tl.where(inside, tl.log((d + 1).to(tl.float64)) - mean, 0.0)
         product += deviation * tl.log(tl.where(inside, s, 1.0))
         spread += deviation * deviation
@@ -200,7 +195,7 @@ def spectrum_kernel(
     for start in range(0, n, TILE):
         d = start + lane
         inside = d < n
-        s = tl.where(inside, _load(values, d, inside) / largest, 0.0)
+        s = tl.where(inside, tl.load(values + d, mask=inside, other=0.0).to(tl.float64) / largest, 0.0)
         lam = s * s
         log_s = tl.log(tl.where(s > 0.0, s, 1.0))
         total += s
@@ -405,7 +400,7 @@ def threshold_kernel(
     lowest = tl.full((TILE,), INF, tl.float64)
     for start in range(0, n, TILE):
         d = start + lane
-        x = _load(values, d, d < n)
+        x = tl.load(values + d, mask=d < n, other=0.0).to(tl.float64)
         inside = (d < usable) & (x >= threshold)
         count += inside.to(tl.int32)
         excess += tl.where(inside, _log_ratio(x, threshold), 0.0)
@@ -419,7 +414,7 @@ def threshold_kernel(
     for start in range(0, tail, TILE):
         d = start + lane
         inside = d < tail
-        x = tl.where(inside, _load(values, d, inside), threshold)
+        x = tl.where(inside, tl.load(values + d, mask=inside, other=0.0).to(tl.float64), threshold)
         model = 1.0 - tl.exp(-slope * _log_ratio(x, threshold))
         empirical = (tail - 1 - d).to(tl.float64) / size
         worst = tl.maximum(worst, tl.where(inside, tl.abs(model - empirical), 0.0))
