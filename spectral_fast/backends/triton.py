@@ -69,6 +69,11 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Te
     kernels = _kernels()
     if kernels is None or evals.numel() == 0:
         return reference_stats.fit_powerlaw(evals, xmin)
+    if xmin is not None and xmin.device != evals.device:
+        raise RuntimeError(
+            f"fit_powerlaw: xmin is on {xmin.device} and evals on {evals.device}: "
+            "move one to the device of the other"
+        )
     x = _descending(evals)
     batch, n = x.shape[:-1], x.shape[-1]
     alpha, stderr, start, distance = (x.new_empty(batch, dtype=torch.float64) for _ in range(4))
