@@ -171,8 +171,8 @@ def test_a_batch_is_its_rows() -> None:
 
 def test_rows_that_are_no_spectrum_are_what_the_reference_says() -> None:
     s = hard_batch()[1:4]
-    s = torch.cat([s, torch.full((2, 60), math.nan), s[:1]])
-    s[4], s[5] = math.inf, -math.inf
+    s = torch.cat([s, torch.full((2, 60), math.nan), hard_batch()[:1]])
+    s[4], s[5, 7] = math.inf, -math.inf  # of these the last is for fit_powerlaw alone
     smooth, fitted = reference_stats.stats_from_svdvals(s[:5], 60, 90)
     for got, want in zip(backend.stats_from_svdvals(s[:5], 60, 90), (smooth, fitted), strict=True):
         assert same_bits(got, want)
@@ -208,6 +208,21 @@ def test_no_scale_matters(power: int) -> None:
     # ln sigma_1 carries an eps of itself, and the products with alpha and 1 / ln 10 two more
     for name, factor in zip(logs, (1.0, one["alpha"], one["alpha"]), strict=True):
         assert abs(two[name] - one[name] - factor * shift) <= 4 * oracle.EPS * factor * abs(shift), name
+
+
+def test_values_that_differ_in_their_last_bits() -> None:
+    """Each gap is good to 8 eps relative (log1p 6, its argument 2), sums of n of them to n eps more.
+
+    The bounds of test_stats_values.py allow an error of an eps in each ln x, which is as large as these gaps.
+    """
+    x = 1 + np.sort(np.random.default_rng(3).random(150)) * 1e-12
+    got = numbers(fit(tensor(x))._asdict())
+    want = oracle.fit_at(x, got["xmin"])
+    relative = (150 + 8) * oracle.EPS
+    assert got["n_tail"] == want.n_tail
+    assert abs(got["alpha"] - want.alpha) <= relative * want.alpha
+    # t exp(-t) <= 0.37 for t = (alpha - 1) ln(x / xmin), a product of two such numbers
+    assert abs(got["ks_distance"] - want.ks_distance) <= relative + 2 * oracle.EPS
 
 
 def test_values_of_the_whole_float64_range() -> None:

@@ -31,9 +31,9 @@ import triton.language as tl
 from spectral_fast._ops import FITTED_FIELDS, SMOOTH_FIELDS
 
 # Not tuned: no GPU has run these. The registers that tests/test_triton_compile.py reads decide (triton 3.7.1;
-# sm_80, 90, 100, gfx942). A tile of 512 is two values a thread, at most 126 registers in any kernel; 1024 takes
-# 184. 32 x 32 is four exponentials a thread in 64 registers, which lets half of an NVIDIA multiprocessor's 2048
-# threads run; eight take 125 to 159, and four in 16 x 32 by 4 warps spill.
+# sm_80, 90, 100, gfx942). A tile of 512 is two values a thread, at most 126 registers in any kernel; 1024
+# takes 184. 32 x 32 is four exponentials a thread in 64 registers, which lets half of the 2048 threads of an
+# NVIDIA multiprocessor run; eight take 125 to 159, and four in 16 x 32 by 4 warps spill.
 WARPS = 8
 TILE = 512
 CANDIDATES = 32
