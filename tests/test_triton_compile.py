@@ -102,7 +102,7 @@ def resources(binary: Any, target: GPUTarget, folder: Path) -> dict[str, int]:
 
 def float32_operations(ttir: str) -> set[str]:
     """Operations with a float32 operand or result that is not a pointer's."""
-    lines = (line for line in ttir.splitlines() if re.search(r"\bf32\b", line.replace("ptr<f32>", "")))
+    lines = (line for line in ttir.splitlines() if "f32" in line.replace("ptr<f32>", ""))
     return set(re.findall(r"= (\w+\.\w+)", "\n".join(lines)))
 
 
