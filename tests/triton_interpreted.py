@@ -2,17 +2,19 @@
 
 TRITON_INTERPRET has to be set before triton is imported and would reach every other test, so it has a process
 of its own. What runs is the host code of backends/triton.py on CPU tensors, in blocks so small that a
-spectrum takes several of each and a rest; the oracle and the bounds are those of test_stats_values.py. Every
-workspace and output starts as NaN (conftest.py).
+spectrum takes several of each and a rest, and with logarithms as inaccurate as a GPU's; the oracle and the
+bounds are those of test_stats_values.py. Every workspace and output starts as NaN (conftest.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from triton.runtime import interpreter
 
 from spectral_fast import _ops
 from spectral_fast.backends import reference_stats
@@ -43,6 +45,29 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernels, name, size)
 
 
+def ulp_off(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A float64 function moved up or down an ulp or not at all, by the bits of its argument; zero stays."""
+
+    def moved(x: np.ndarray) -> np.ndarray:
+        y = function(x)
+        assert y.dtype == np.float64
+        side = (x.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)) % 3
+        off = np.where(side == 2, np.nextafter(y, np.inf), np.nextafter(y, -np.inf))
+        return np.where((side == 0) | (y == 0), y, off)
+
+    return moved
+
+
+@pytest.fixture(autouse=True)
+def logarithms_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's exp and log err by up to an ulp, NumPy's by little over a half."""
+    for name, function in (("create_exp", np.exp), ("create_log", np.log)):
+        moved = ulp_off(function)
+        monkeypatch.setattr(
+            interpreter.InterpreterBuilder, name, lambda self, arg, moved=moved: self.unary_op(arg, moved)
+        )
+
+
 def fields(S: torch.Tensor, shape: tuple[int, int] | None) -> dict[str, torch.Tensor]:
     smooth, fitted = backend.stats_from_svdvals(S, *(shape or (None, None)))
     return dict(zip(NAMES, [*smooth.unbind(-1), *fitted.unbind(-1)], strict=True))
@@ -62,6 +87,13 @@ def check_every_field(s: np.ndarray, shape: tuple[int, int] | None) -> None:
     want = oracle.stats(s, shape, best)
     assert set(got) == set(want) == set(FIELDS)
     check(got, want, bounds(s, best, want))
+
+
+def test_logarithms_err_by_an_ulp() -> None:
+    x = np.linspace(0.1, 3, 1000)
+    apart = (ulp_off(np.log)(x) - np.log(x)) / np.spacing(np.abs(np.log(x)))
+    assert {-1, 0, 1} <= set(apart) <= {-1, -0.5, 0, 0.5, 1}  # half of one at a power of 2
+    assert ulp_off(np.log)(np.ones(1)) == 0
 
 
 def test_the_interpreter_runs_and_memory_is_poisoned() -> None:
