@@ -38,7 +38,7 @@ def capabilities() -> dict[str, Any]:
         "cuda": {
             "devices": devices,
             "cupy": importlib.util.find_spec("cupy") is not None,
-            "triton": importlib.util.find_spec("triton") is not None,
+            "triton": triton.installed(),
             "kernels": list(triton.OPERATORS) if kernels else [],
             "no_kernels": missing,
         },

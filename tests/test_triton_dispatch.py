@@ -55,8 +55,9 @@ def test_with_triton() -> None:
     assert seen["found"]["no_kernels"] == ""
 
 
-def test_without_triton() -> None:
-    seen, _ = state(before="sys.modules['triton'] = None")
+@pytest.mark.parametrize("stand_in", ["None", "type(sys)('triton')"])
+def test_without_triton(stand_in: str) -> None:
+    seen, _ = state(before=f"sys.modules['triton'] = {stand_in}")
     assert seen["registered"] == []
     assert seen["found"]["kernels"] == []
     assert not seen["found"]["triton"]

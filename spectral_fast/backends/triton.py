@@ -25,10 +25,18 @@ _log = logging.getLogger(__name__)
 OPERATORS = ("stats_from_svdvals", "fit_powerlaw", "spectral_stats")
 
 
+def installed() -> bool:
+    """Whether there is a triton to import; whether that works is not known before it is tried."""
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # a stand-in in sys.modules, without a spec
+        return False
+
+
 @functools.cache
 def load() -> tuple[Any, str]:
     """The kernels, or None and why: triton is not installed, or its import fails."""
-    if importlib.util.find_spec("triton") is None:
+    if not installed():
         return None, "triton is not installed"
     try:
         from spectral_fast.triton import stats
@@ -92,7 +100,7 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor, Te
     return fit
 
 
-if importlib.util.find_spec("triton") is not None:
+if installed():
     for _function in (stats_from_svdvals, spectral_stats, fit_powerlaw):
         implements(_function.__name__, "CUDA")(_function)
 
