@@ -9,15 +9,20 @@ import torch
 
 from spectral_fast import _cpu
 from spectral_fast._version import __version__
+from spectral_fast.backends import triton
 from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, Plan, choose
 
 
 def capabilities() -> dict[str, Any]:
     """What was built and what this machine can run, as plain data (JSON-ready).
 
-    Keys: version, torch, cpu (built, runnable and current instruction set, threads), cuda (devices
-    torch sees; whether CuPy and triton are installed; no kernels of ours yet), drivers (by device type).
+    Keys: version, torch, cpu (built, runnable and current instruction set, threads), cuda (and ROCm:
+    devices torch sees; whether CuPy and triton are installed; kernels: the operators with kernels of ours
+    there, the others being plain torch; no_kernels: why there are none), drivers (by device type).
+
+    Imports triton where it is installed, to see whether that works.
     """
+    kernels, missing = triton.load()
     devices = []
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -33,8 +38,9 @@ def capabilities() -> dict[str, Any]:
         "cuda": {
             "devices": devices,
             "cupy": importlib.util.find_spec("cupy") is not None,
-            "triton": importlib.util.find_spec("triton") is not None,
-            "kernels": [],
+            "triton": triton.installed(),
+            "kernels": list(triton.OPERATORS) if kernels else [],
+            "no_kernels": missing,
         },
         "drivers": {device: _drivers(device) for device in ("cpu", "cuda")},
     }

@@ -1,0 +1,142 @@
+"""The Triton statistics kernels (spectral_fast/triton/stats.py) behind the operators on CUDA and ROCm.
+
+Nothing here waits for the device or looks at a value. Triton is imported by the first call on a GPU or by
+capabilities(), not before: that takes time, and a broken installation must not break the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_fast import _ops
+from spectral_fast.backends import reference_stats
+from spectral_fast.backends.reference import implements
+
+_log = logging.getLogger(__name__)
+
+# The operators that run on kernels of ours where these load.
+OPERATORS = ("stats_from_svdvals", "fit_powerlaw", "spectral_stats")
+
+
+def installed() -> bool:
+    """Whether there is a triton to import; whether that works is not known before it is tried."""
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # a stand-in in sys.modules, without a spec
+        return False
+
+
+@functools.cache
+def load() -> tuple[Any, str]:
+    """The kernels, or None and why: triton is not installed, or its import fails."""
+    if not installed():
+        return None, "triton is not installed"
+    try:
+        from spectral_fast.triton import stats
+    except Exception as error:  # a broken installation raises anything
+        return None, f"triton is installed but its import fails: {type(error).__name__}: {error}"
+    return stats, ""
+
+
+@functools.cache
+def _kernels() -> Any:
+    kernels, missing = load()
+    if kernels is None:
+        _log.warning("statistics on the GPU run in plain torch: %s", missing)
+    else:
+        _log.debug("statistics on the GPU run in Triton kernels")
+    return kernels
+
+
+def stats_from_svdvals(S: Tensor, rows: int | None, cols: int | None) -> tuple[Tensor, Tensor]:
+    """The operator on a GPU: a sort, then three launches."""
+    kernels = _kernels()
+    if kernels is None or S.numel() == 0:
+        return reference_stats.stats_from_svdvals(S, rows, cols)
+    return _stats(kernels, _descending(S), rows, cols)
+
+
+def spectral_stats(A: Tensor, driver: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator on a GPU: the values of svdvals_ex, which are descending, then three launches."""
+    S, _ = _ops.svdvals_ex(A, driver, False)
+    kernels = _kernels()
+    if kernels is None or S.numel() == 0:
+        return (S, *reference_stats.stats_from_svdvals(S, A.shape[-2], A.shape[-1]))
+    return (S, *_stats(kernels, S.contiguous(), A.shape[-2], A.shape[-1]))
+
+
+def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The operator on a GPU: a sort, then three launches, or one where xmin is given."""
+    kernels = _kernels()
+    if kernels is None or evals.numel() == 0:
+        return reference_stats.fit_powerlaw(evals, xmin)
+    if xmin is not None and xmin.device != evals.device:
+        raise RuntimeError(
+            f"fit_powerlaw: xmin is on {xmin.device} and evals on {evals.device}: "
+            "move one to the device of the other"
+        )
+    x = _descending(evals)
+    batch, n = x.shape[:-1], x.shape[-1]
+    fit = x.new_empty((*batch, len(_ops.POWERLAW_FIELDS)), dtype=torch.float64)
+    n_tail = x.new_empty(batch, dtype=torch.int64)
+    each = (math.prod(batch),)
+    tile = {"TILE": kernels.TILE, "num_warps": kernels.WARPS, "enable_fp_fusion": False}
+    with torch.cuda.device_of(x):
+        if xmin is None:
+            logs, slopes = (torch.empty_like(x, dtype=torch.float64) for _ in range(2))
+            kernels.tail_kernel[each](x, n, logs, slopes, **tile)
+            distances = _distances(kernels, logs, slopes)
+            kernels.fit_kernel[each](x, slopes, distances, n, fit, n_tail, **tile)
+        else:
+            given = xmin.detach().to(torch.float64).expand(batch).contiguous()
+            kernels.threshold_kernel[each](x, given, n, fit, n_tail, **tile)
+    return fit, n_tail
+
+
+if installed():
+    for _function in (stats_from_svdvals, spectral_stats, fit_powerlaw):
+        implements(_function.__name__, "CUDA")(_function)
+
+
+def _descending(x: Tensor) -> Tensor:
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.to(torch.float32)
+    return x.detach().contiguous().sort(-1, descending=True).values
+
+
+def _stats(kernels: Any, S: Tensor, rows: int | None, cols: int | None) -> tuple[Tensor, Tensor]:
+    batch, n = S.shape[:-1], S.shape[-1]
+    smooth = S.new_empty((*batch, len(_ops.SMOOTH_FIELDS)), dtype=torch.float64)
+    fitted = S.new_empty((*batch, len(_ops.FITTED_FIELDS)), dtype=torch.float64)
+    logs, slopes = (torch.empty_like(S, dtype=torch.float64) for _ in range(2))
+    edge, slack = reference_stats.bulk_edge(rows, cols)
+    each = (math.prod(batch),)
+    tile = {"TILE": kernels.TILE, "num_warps": kernels.WARPS, "enable_fp_fusion": False}
+    with torch.cuda.device_of(S):
+        kernels.spectrum_kernel[each](S, n, smooth, logs, slopes, **tile)
+        distances = _distances(kernels, logs, slopes)
+        kernels.fitted_kernel[each](S, logs, slopes, distances, n, edge, 1 + slack, fitted, **tile)
+    return smooth, fitted
+
+
+def _distances(kernels: Any, logs: Tensor, slopes: Tensor) -> Tensor:
+    n = logs.shape[-1]
+    distances = torch.empty_like(logs)
+    kernels.distance_kernel[(logs.numel() // n * -(-n // kernels.CANDIDATES),)](
+        logs,
+        slopes,
+        n,
+        distances,
+        CANDIDATES=kernels.CANDIDATES,
+        TAIL=kernels.TAIL,
+        num_warps=kernels.WARPS,
+        enable_fp_fusion=False,
+    )
+    return distances

@@ -1,0 +1,198 @@
+"""The Triton kernels compiled as a launch would compile them, for chips that are not here.
+
+The host code of backends/triton.py runs on CPU tensors with its launches recorded; triton's own binder turns
+each into signature, constants and attributes. So what is compiled is what a GPU would get, block sizes and
+alignment included. Registers and spills are read from the binaries.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+triton = pytest.importorskip("triton", reason="triton is not installed: the test extra has it on Linux")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource, make_backend  # noqa: E402
+from triton.runtime import jit  # noqa: E402
+
+from spectral_fast.backends import triton as backend  # noqa: E402
+from spectral_fast.triton import stats as kernels  # noqa: E402
+
+# Chip: its target, and the shared memory a block may have (CUDA C++ Programming Guide; CDNA 3 ISA).
+CHIPS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+# What the block sizes were chosen for: see the constants beside the kernels.
+REGISTERS = dict.fromkeys(("spectrum_kernel", "tail_kernel", "threshold_kernel"), 128)
+REGISTERS |= dict.fromkeys(("distance_kernel", "fitted_kernel", "fit_kernel"), 64)
+DTYPES = (torch.float32, torch.float64)
+
+
+class Launch(NamedTuple):
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What the host code would launch, in order."""
+    recorded: list[Launch] = []
+
+    def record(kernel: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
+        assert not warmup
+        recorded.append(Launch(kernel, grid, args, options))
+
+    monkeypatch.setattr(jit.JITFunction, "run", record)
+    return recorded
+
+
+def launch_all(dtype: torch.dtype, batch: int = 3, n: int = 100) -> None:
+    S = torch.ones(batch, n, dtype=dtype)
+    backend.stats_from_svdvals(S, n, 2 * n)
+    backend.fit_powerlaw(S, None)
+    backend.fit_powerlaw(S, torch.tensor(0.5))
+
+
+def compiled(launch: Launch, target: GPUTarget) -> Any:
+    kernel = launch.kernel
+    compiler = make_backend(target)
+    bind = jit.create_function_from_signature(kernel.signature, kernel.params, compiler)
+    bound, specialization, options = bind(*launch.args, **launch.options)
+    parsed, signature, constants, attributes = kernel._pack_args(
+        compiler, options, bound, specialization, options
+    )
+    pointers = {i for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    assert pointers == {i for (i,), found in attributes.items() if ["tt.divisibility", 16] in found}
+    source = ASTSource(kernel, signature, constants, attributes)
+    binary = triton.compile(source, target=target, options=parsed.__dict__)
+    # A launch refuses a global constant that differs from what it was, as a NaN does from itself.
+    assert not any(value != value for value, _ in kernel.used_global_vals.values())
+    return binary
+
+
+def resources(binary: Any, target: GPUTarget, folder: Path) -> dict[str, int]:
+    """Registers a thread, and bytes or registers of spills, from the binary."""
+    if target.backend == "hip":
+        text = binary.asm["amdgcn"]
+        names = ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+        found = {name: re.findall(rf"^\s*\.{name}:\s*(\d+)", text, re.MULTILINE) for name in names}
+    else:
+        cubin = folder / "kernel.cubin"
+        cubin.write_bytes(binary.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+        ).stdout
+        found = {name: re.findall(rf"\b{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")}
+    assert all(len(values) == 1 for values in found.values()), text
+    return {name: int(values[0]) for name, values in found.items()}
+
+
+def float32_operations(ttir: str) -> set[str]:
+    """Operations with a float32 operand or result that is not a pointer's."""
+    lines = (line for line in ttir.splitlines() if "f32" in line.replace("ptr<f32>", ""))
+    return set(re.findall(r"= (\w+\.\w+)", "\n".join(lines)))
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_kernel_compiles_without_spills(
+    chip: str,
+    launches: list[Launch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    target, shared_limit = CHIPS[chip]
+    for dtype in DTYPES if chip == "sm_90" else DTYPES[:1]:
+        launch_all(dtype)
+    distinct = {(launch.kernel.__name__, launch.args[0].dtype): launch for launch in launches}
+    assert len(distinct) == (11 if chip == "sm_90" else 6)
+    for (name, dtype), launch in distinct.items():
+        binary = compiled(launch, target)
+        found = resources(binary, target, tmp_path)
+        print(chip, name, dtype, binary.metadata.shared, found)  # pytest -rP shows them
+        registers = found.pop("vgpr_count" if target.backend == "hip" else "REG")
+        assert 0 < registers <= REGISTERS[name], name
+        assert not any(found.values()), (name, found)
+        assert binary.metadata.shared <= shared_limit
+        assert binary.metadata.num_warps == launch.options["num_warps"]
+        # All arithmetic is in float64: a float32 is loaded and extended.
+        allowed = {"arith.constant", "arith.extf"} if dtype == torch.float32 else set()
+        assert float32_operations(binary.asm["ttir"]) <= allowed, name
+        # Rows are found with 64 bits: batch times n may pass 2^31.
+        assert re.search(r"arith\.muli .*: i64", binary.asm["ttir"]), name
+        if target.backend == "cuda":
+            # .rn: ptxas must not contract it. See the kernels' first comment.
+            assert not re.findall(r"\b(?:add|sub|mul)\.f64", binary.asm["ptx"]), name
+
+
+def test_launches_of_a_call(launches: list[Launch]) -> None:
+    """Three, three and one, with a program a matrix or a block of candidates."""
+    launch_all(torch.float32, batch=3, n=100)
+    blocks = 3 * -(-100 // kernels.CANDIDATES)
+    assert [(launch.kernel.__name__, launch.grid) for launch in launches] == [
+        ("spectrum_kernel", (3,)),
+        ("distance_kernel", (blocks,)),
+        ("fitted_kernel", (3,)),
+        ("tail_kernel", (3,)),
+        ("distance_kernel", (blocks,)),
+        ("fit_kernel", (3,)),
+        ("threshold_kernel", (3,)),
+    ]
+    assert all(launch.options["enable_fp_fusion"] is False for launch in launches)
+
+
+def test_one_binary_serves_every_size(launches: list[Launch]) -> None:
+    """So a call with a new n compiles nothing, and a matrix has the same bits in any batch."""
+    for batch, n in ((1, 1), (3, 100), (16, 64), (1, 4096)):
+        launch_all(torch.float32, batch, n)
+    compiler = make_backend(CHIPS["sm_90"][0])
+    specializations: dict[str, set[str]] = {}
+    for kernel, _, args, options in launches:
+        bind = jit.create_function_from_signature(kernel.signature, kernel.params, compiler)
+        specializations.setdefault(kernel.__name__, set()).add(str(bind(*args, **options)[1]))
+    assert len(specializations) == 6
+    assert all(len(found) == 1 for found in specializations.values()), specializations
+
+
+def test_host_code_looks_at_no_value(launches: list[Launch]) -> None:
+    """A fake tensor has none: asking one for a number, as a synchronization would, raises."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        launch_all(torch.float32)
+        A = torch.ones(2, 30, 20)
+        backend.spectral_stats(A, "torch")
+    assert len(launches) == 10
+
+
+def test_launches_happen_on_the_device_of_the_tensor(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton launches on torch's current device, whatever the tensors are on."""
+    entered: list[int] = []
+
+    class Guard:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+
+        def __enter__(self) -> None:
+            assert not launches[sum(entered) :]
+            entered.append(0)
+
+        def __exit__(self, *_: object) -> None:
+            entered[-1] = len(launches) - sum(entered)
+
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    launch_all(torch.float32)
+    assert entered == [3, 3, 1]
