@@ -1,7 +1,6 @@
 // All statistics of one spectrum. The formulas are those of docs/statistics.md.
 //
-// With s = sigma / sigma_1 <= 1 and lambda = s^2 no power over- or underflows where it matters, and what is asked of logarithms
-// is
+// With s = sigma / sigma_1 <= 1 and lambda = s^2 no power over- or underflows where it matters. Of logarithms,
 //
 //   H(s / sum s) = ln sum s - sum(s ln s) / sum s,   likewise for lambda:  both terms are >= 0, so nothing cancels;
 //   Hill's alpha = 1 + m / E_i with i = N / 2 and the power law's own E (powerlaw.inl);
