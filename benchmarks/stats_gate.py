@@ -33,13 +33,9 @@ WIDER = bool(np.finfo(np.longdouble).eps < EPS / 100)
 NOT_WIDER = "the gate needs a long double wider than float64 (x86-64, or Linux on ARM), and here it is not"
 
 
-def ks_tolerance(distance: float, n: int) -> float:
-    """How far two right D may be apart.
-
-    1e-12 of D, or what its terms carry: exp(-t) with t a sum of n positive terms, so (n + 8) eps
-    relative, and |d exp(-t)| = t exp(-t) |dt / t| <= 0.37 |dt / t|.
-    """
-    return max(1e-12 * distance, 0.37 * (n + 8) * EPS)
+def ks_tolerance(distance: float) -> float:
+    """How far two right D may be apart: 1e-12 of D, or 2 eps, what differences of numbers below 1 carry."""
+    return max(1e-12 * distance, 2 * EPS)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def check_fits(got: PowerLawFit, scans: list[Scan]) -> FitCheck:
                 f"right is {right[0].xmin:.17g} with {right[0].ks_distance:.17g}"
             )
         else:
-            error = fit_error(fit, at, len(found.xmin) + 1)
+            error = fit_error(fit, at)
             alpha_error = max(alpha_error, abs(fit.alpha / at.alpha - 1))
             ks_error = max(ks_error, abs(fit.ks_distance - at.ks_distance))
             ties = max(ties, len(right) - 1)
@@ -126,14 +122,14 @@ def check_fits(got: PowerLawFit, scans: list[Scan]) -> FitCheck:
     return FitCheck(alpha_error, ks_error, ties)
 
 
-def fit_error(got: Fit, right: Fit, n: int) -> str:
+def fit_error(got: Fit, right: Fit) -> str:
     """What of a fit with the right xmin is wrong; empty where nothing is. NaN is wrong."""
     stderr = 2 * ALPHA_TOLERANCE * right.alpha / math.sqrt(right.n_tail)  # of alpha - 1 over sqrt(m)
     for name, allowed in (
         ("n_tail", 0.0),
         ("alpha", ALPHA_TOLERANCE * right.alpha),
         ("alpha_stderr", stderr),
-        ("ks_distance", ks_tolerance(right.ks_distance, n)),
+        ("ks_distance", ks_tolerance(right.ks_distance)),
     ):
         value, expected = getattr(got, name), getattr(right, name)
         if not abs(value - expected) <= allowed:

@@ -87,7 +87,7 @@ def judge_wwfit(answer: Any, scan: Scan, our_xmin: float) -> tuple[str, str]:
     if at is None:
         return f"its xmin {answer.xmin:.17g} is none of the values", ""
     got = Fit(float(answer.alpha), float(answer.sigma), float(answer.xmin), float(answer.D), len(answer.data))
-    error = fit_error(got, scan.fit(at), len(scan.xmin) + 1)
+    error = fit_error(got, scan.fit(at))
     return error, "" if answer.xmin == our_xmin else "another xmin of equal D"
 
 
@@ -103,14 +103,14 @@ def judge_powerlaw(answer: Any, scan: Scan, our_xmin: float) -> tuple[str, str]:
     # D of either xmin may be off by its tolerance.
     if at != ours and scan.distance[at] - scan.distance[ours] > allowed + powerlaw_tolerance(scan, ours):
         return f"its xmin is {answer.xmin:.17g}, ours {our_xmin:.17g} of less D", ""
-    note = "" if apart <= ks_tolerance(answer.D, len(scan.xmin) + 1) else f"its D is off by {apart:.0e}"
+    note = "" if apart <= ks_tolerance(answer.D) else f"its D is off by {apart:.0e}"
     return "", note if at == ours else "another xmin within its precision"
 
 
 def powerlaw_tolerance(scan: Scan, index: int) -> float:
     """How far D of powerlaw may be off: alpha by SIMPLEX, and |dD/d alpha| <= 0.37 / (alpha - 1)."""
     alpha = float(scan.alpha[index])
-    exact = ks_tolerance(float(scan.distance[index]), len(scan.xmin) + 1)
+    exact = ks_tolerance(float(scan.distance[index]))
     if CLOSED_FORM[0] < alpha <= CLOSED_FORM[1]:
         return exact
     return exact + 0.37 * SIMPLEX / (alpha - 1)

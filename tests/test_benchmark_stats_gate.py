@@ -116,7 +116,7 @@ def test_powerlaw_in_its_closed_form_is_exact() -> None:
     found = scan(draw("exact quantiles", 100).evals)
     best = found.right()[0]
     assert 1.5 < best.alpha <= 3
-    allowed = ks_tolerance(best.ks_distance, 100)
+    allowed = ks_tolerance(best.ks_distance)
     for factor, right in ((0.9, True), (1.1, False)):
         answer = SimpleNamespace(xmin=best.xmin, D=best.ks_distance + factor * allowed)
         assert (judge_powerlaw(answer, found, best.xmin)[0] == "") == right
