@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,18 +37,22 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
         return values, info
 
     values, info = _empty_values(shape, dtype)
-    all_finite = _cpu.svdvals(
-        A.data_ptr(),
-        _ELEMENT_TYPES[dtype],
-        shape,
-        A.stride(),
-        values.data_ptr(),
-        info.data_ptr(),
-        _threads(),
-    )
+    all_finite = _cpu.svdvals(*_matrices(A, values, info), _threads())
     if check_errors and not all_finite:
         reference.raise_if_nonfinite(info)
     return values, info
+
+
+def _matrices(A: Tensor, values: Tensor, info: Tensor) -> tuple[Any, ...]:
+    """A batch and where its values go, as the kernels take them."""
+    return (
+        A.data_ptr(),
+        _ELEMENT_TYPES[A.dtype],
+        A.shape,
+        A.stride(),
+        values.data_ptr(),
+        info.data_ptr(),
+    )
 
 
 def _empty_values(shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -74,18 +79,8 @@ def spectral_stats(A: Tensor, driver: str | None) -> tuple[Tensor, Tensor, Tenso
     reference.log_plan(A, plan)
     values, info = _empty_values(shape, dtype)
     smooth, fitted = _empty_stats(shape[:-2])
-    _cpu.spectral_stats(
-        A.data_ptr(),
-        _ELEMENT_TYPES[dtype],
-        shape,
-        A.stride(),
-        values.data_ptr(),
-        info.data_ptr(),
-        reference_stats.bulk_edge(*shape[-2:]),
-        smooth.data_ptr(),
-        fitted.data_ptr(),
-        _threads(),
-    )
+    edge = reference_stats.bulk_edge(*shape[-2:])
+    _cpu.spectral_stats(*_matrices(A, values, info), edge, smooth.data_ptr(), fitted.data_ptr(), _threads())
     return values, smooth, fitted
 
 
