@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +42,9 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
     return values, info
 
 
-def _matrices(A: Tensor, values: Tensor, info: Tensor) -> tuple[Any, ...]:
+def _matrices(
+    A: Tensor, values: Tensor, info: Tensor
+) -> tuple[int, int, Sequence[int], Sequence[int], int, int]:
     """A batch and where its values go, as the kernels take them."""
     return (
         A.data_ptr(),
