@@ -70,7 +70,7 @@ def goodness_of_fit(
     Source: Clauset, Shalizi, Newman, SIAM Review 51 (2009), section 4.1.
     """
     require_spectrum(evals, "goodness_of_fit", "evals")
-    if not isinstance(n_samples, int) or n_samples < 1:
+    if not isinstance(n_samples, int) or isinstance(n_samples, bool) or n_samples < 1:
         raise ValueError(f"goodness_of_fit: n_samples must be an integer of at least 1, got {n_samples!r}")
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(

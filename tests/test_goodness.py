@@ -336,7 +336,7 @@ def test_bad_arguments():
             goodness_of_fit(bad, generator=None)
         with pytest.raises(ValueError, match="compare_lognormal: evals must be a dense real floating-point"):
             compare_lognormal(bad)
-    for bad in (0, -1, 2.5, "10"):
+    for bad in (0, -1, 2.5, "10", True):
         with pytest.raises(ValueError, match="n_samples must be an integer of at least 1"):
             goodness_of_fit(x, n_samples=bad, generator=None)
     with pytest.raises(TypeError, match=r"argument 'generator' must be torch\.Generator or None, not int"):
