@@ -232,6 +232,18 @@ def test_hard_rows_are_those_of_the_twin(isa: str, name: str) -> None:
         assert same_bits(ours[0], ours[2]), field
 
 
+def test_minus_zero_is_zero(isa: str) -> None:
+    """Whichever of them a sort puts last: 1 / -0 is minus infinity."""
+    rows = tensor(np.array([[3.0, 0.0, -0.0], [3.0, -0.0, 0.0], [-0.0, -0.0, -0.0]]))
+    stats = stats_from_svdvals(rows)
+    smooth, _ = reference_stats.stats_from_svdvals(rows, None, None)
+    condition, norm = (scalar_fields().index(name) for name in ("condition_number", "spectral_norm"))
+    for got in (stats.condition_number, smooth[:, condition]):
+        assert got.tolist()[:2] == [math.inf] * 2
+    for got in (stats.spectral_norm, smooth[:, norm]):
+        assert math.copysign(1.0, got[2].item()) == 1.0
+
+
 def test_a_row_that_is_no_spectrum_has_no_statistics(isa: str) -> None:
     for name in ("nan", "infinite", "minus_infinite", "all_nan", "negative", "all_negative"):
         got = items(stats_from_svdvals(tensor(BAD_ROWS[name]), shape=(4, 4)), FIELDS)

@@ -22,7 +22,8 @@ _SCAN_ELEMENTS = 1 << 22
 
 def _descending(S: Tensor) -> Tensor:
     # Contiguous: sums over strided rows go in another order, and would give a batch other bits than its rows.
-    return S.detach().to(torch.float64).contiguous().sort(-1, descending=True).values
+    # + 0: -0 becomes 0.
+    return (S.detach().to(torch.float64) + 0.0).contiguous().sort(-1, descending=True).values
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ if installed():
 def _descending(x: Tensor) -> Tensor:
     if x.dtype not in (torch.float32, torch.float64):
         x = x.to(torch.float32)
-    return x.detach().contiguous().sort(-1, descending=True).values
+    # + 0: -0 becomes 0.
+    return (x.detach() + 0.0).contiguous().sort(-1, descending=True).values
 
 
 def _stats(kernels: Any, S: Tensor, rows: int | None, cols: int | None) -> tuple[Tensor, Tensor]:
