@@ -208,6 +208,8 @@ BAD_ROWS = {
     "vanishing": [1.0, 0.5, 1e-170, 1e-200],
     "subnormal": [2e-310, 1e-310, 5e-311, 5e-324],
     "huge": [1.7e308, 1e308, 1e307, 1.0],
+    "out_of_range": [1e300, 2e200, 1e-100, 3e-300],
+    "neighbours": [3e100 * (1 + k * EPS) for k in (8, 6, 5, 0)],
 }
 
 
