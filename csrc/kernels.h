@@ -44,19 +44,21 @@
 //   cost         a matrix: 4 m n^2 - 4/3 n^3 flops and some 2 n^2 divisions (float64: 10 n^2). An incomplete group takes as
 //                long as a full one.
 //
-//   stats          one spectrum, sigma_1 >= ... >= sigma_n, in double -> every field of SpectralStats. NaN if a value is
-//   negative. ranksize_slope the same -> minus the slope of ln sigma_k on ln k over the positive values. fit_powerlaw   one row,
-//   x_1 <= ... <= x_n, in double -> the power law of its positive values. xmin: a threshold, or NaN to
-//                  search for it.
-//   hill_alpha     the same -> Hill's exponent of the k largest positive values; k = 0 is the upper half of them.
+//   stats           one spectrum, sigma_1 >= ... >= sigma_n, in double -> every field of SpectralStats, NaN if a value is < 0.
 //
-//   mathematics  csrc/cpu/stats.inl and powerlaw.inl; docs/statistics.md has the formulas. The least KS distance of fit_powerlaw
-//   is
-//                that of the full scan over every value.
+//   ranksize_slope  the same -> minus the slope of ln sigma_k on ln k over the positive values.
+//
+//   fit_powerlaw    one row, x_1 <= ... <= x_n, in double -> the power law of its positive values. xmin is a threshold, or NaN
+//                   to search for it.
+//
+//   hill_alpha      the same -> Hill's exponent of the k largest positive values; k = 0 is the upper half of them.
+//
+//   mathematics  csrc/cpu/stats.inl and powerlaw.inl; docs/statistics.md has the formulas. The least KS distance that
+//                fit_powerlaw finds is that of the full scan over every value.
 //   input        readable up to a multiple of padded_values, zero behind the n >= 1 values; a NaN in the first place stands for a
 //                row that has a NaN or an infinity: its results are NaN, its tail empty.
 //   workspace    stats_workspace_bytes(n) for all four, some 10 doubles a value.
-//   cost         3 logarithms a value and some 15 exponentials, Pareto samples included.
+//   cost         of stats 3 logarithms a value and some 11 exponentials, Pareto samples included; 25 at worst seen.
 #pragma once
 
 #include <cstddef>

@@ -70,7 +70,7 @@ def goodness_of_fit(
     Source: Clauset, Shalizi, Newman, SIAM Review 51 (2009), section 4.1.
     """
     require_spectrum(evals, "goodness_of_fit", "evals")
-    if not isinstance(n_samples, int) or n_samples < 1:
+    if not isinstance(n_samples, int) or isinstance(n_samples, bool) or n_samples < 1:
         raise ValueError(f"goodness_of_fit: n_samples must be an integer of at least 1, got {n_samples!r}")
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(
@@ -137,7 +137,7 @@ class _Shape:
         alpha, _, xmin, _, n_tail = (field.detach().reshape(-1, 1) for field in fit)
         x = x.sort(-1, descending=True).values
         positive = x > 0
-        log_ratio = torch.where(positive, x.log() - xmin.log(), 0)
+        log_ratio = torch.where(positive, _log_ratio(x, xmin), 0)
         # Not minus the least: a depth of -0 would turn the quotient's sign.
         depth = log_ratio.amin(-1, keepdim=True).abs()
         power = torch.minimum(alpha - 1, _LOG_RANGE / depth)
@@ -168,6 +168,12 @@ class _Shape:
         return torch.where(torch.arange(n, device=x.device) < n_positive, x, 0)
 
 
+def _log_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """ln(x / y): the difference of near values is exact, the quotient of far ones may not be in range."""
+    near = (x > y / 2) & (x < 2 * y)
+    return torch.where(near, ((x - y) / y).log1p(), x.log() - y.log())
+
+
 def compare_lognormal(evals: Tensor, *, xmin: float | Tensor | None = None) -> LogNormalComparison:
     """Likelihood of a power law against that of a log-normal on the tail x >= xmin.
 
@@ -195,9 +201,7 @@ def compare_lognormal(evals: Tensor, *, xmin: float | Tensor | None = None) -> L
     x = evals.detach().to(torch.float64).contiguous()
     start, n_tail = fit.xmin.unsqueeze(-1), fit.n_tail.to(torch.float64)
     inside = x >= start
-    # The difference is exact for near values, the quotient of far ones may leave float64's range.
-    y = torch.where(x < 2 * start, ((x - start) / start).log1p(), x.log() - start.log())
-    y = torch.where(inside, y, 0)
+    y = torch.where(inside, _log_ratio(x, start), 0)
     mean = y.sum(-1) / n_tail
     t = y / mean.unsqueeze(-1)
     deviation = torch.where(inside, t - 1, 0)

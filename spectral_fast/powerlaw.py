@@ -7,6 +7,7 @@ For sigma_k ~ k^-beta the first is 1 + 1/(2 beta) and the last is beta: a larger
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,9 @@ def fit_powerlaw(evals: Tensor, *, xmin: float | Tensor | None = None) -> PowerL
     the one-sided convention of powerlaw and WeightWatcher. The candidate with the least D wins, the
     smallest xmin in a tie. NaN and n_tail 0 where there is no tail: fewer than two distinct values, or a NaN.
 
-    Not differentiable (alpha jumps where xmin does): asking for a derivative raises RuntimeError.
+    Not differentiable (alpha jumps where xmin does): asking for a derivative raises RuntimeError. Raises
+    TypeError or ValueError for what is no spectrum and for an xmin that is no real number or tensor or does
+    not broadcast, RuntimeError for one on another device than evals.
     Source: Clauset, Shalizi, Newman, SIAM Review 51 (2009), continuous case.
     """
     require_spectrum(evals, "fit_powerlaw", "evals")
@@ -58,7 +61,7 @@ def hill_alpha(evals: Tensor, *, k: int | None = None) -> Tensor:
     Raises ValueError for k < 1. Source: Hill 1975; the half is TempBalance's and AlphaPruning's choice.
     """
     require_spectrum(evals, "hill_alpha", "evals")
-    if k is not None and (not isinstance(k, int) or k < 1):
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
         raise ValueError(f"hill_alpha: k must be an integer of at least 1, got {k!r}")
     result: Tensor = _hill(evals, k)
     return result
@@ -77,9 +80,18 @@ def ranksize_slope(S: Tensor) -> Tensor:
 def _threshold(xmin: Any, evals: Tensor) -> Tensor:
     """xmin as float64, one for each spectrum: broadcast here, where a vmapped dimension is not in the way."""
     if not isinstance(xmin, Tensor):
+        if not isinstance(xmin, Real) or isinstance(xmin, bool):
+            raise TypeError(
+                f"fit_powerlaw(): argument 'xmin' must be float, Tensor or None, not {type(xmin).__name__}"
+            )
         xmin = torch.tensor(float(xmin), dtype=torch.float64, device=evals.device)
-    if xmin.is_complex() or xmin.dtype == torch.bool:
-        raise ValueError(f"fit_powerlaw: xmin must be real, got {xmin.dtype}")
+    if not is_dense(xmin) or xmin.is_complex() or xmin.dtype == torch.bool:
+        raise ValueError(f"fit_powerlaw: xmin must be real and dense, got {describe(xmin)}")
+    if xmin.device != evals.device:
+        raise RuntimeError(
+            f"fit_powerlaw: xmin is on {xmin.device} and evals on {evals.device}: "
+            "move one to the device of the other"
+        )
     try:
         return xmin.to(torch.float64).expand(evals.shape[:-1])
     except RuntimeError as error:
@@ -92,7 +104,7 @@ def _threshold(xmin: Any, evals: Tensor) -> Tensor:
 def require_spectrum(x: Any, function: str, name: str) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(x).__name__}")
-    if not is_dense(x) or x.dim() < 1 or not x.is_floating_point():
+    if not is_dense(x) or x.dim() < 1 or x.dtype not in _ops.REAL_DTYPES:
         raise ValueError(
             f"{function}: {name} must be a dense real floating-point tensor of shape (*, n), "
             f"got {describe(x)}"

@@ -107,8 +107,8 @@ def stats_from_svdvals(S: Tensor, *, shape: tuple[int, int] | None = None) -> Sp
     spectrum.
     """
     require_spectrum(S, "stats_from_svdvals", "S")
-    if shape is not None and len(shape) != 2:
-        raise ValueError(f"stats_from_svdvals: shape must be (m, n), got {tuple(shape)}")
+    if shape is not None and not _is_shape(shape):
+        raise ValueError(f"stats_from_svdvals: shape must be (m, n), got {shape!r}")
     if shape is not None and min(shape) != S.shape[-1]:
         raise ValueError(
             f"stats_from_svdvals: a matrix of shape {tuple(shape)} has {min(shape)} singular values, "
@@ -117,6 +117,12 @@ def stats_from_svdvals(S: Tensor, *, shape: tuple[int, int] | None = None) -> Sp
     rows, cols = shape if shape is not None else (None, None)
     smooth, fitted = _value_stats(S, rows, cols)
     return _unpack(smooth, fitted, None)
+
+
+def _is_shape(shape: Any) -> bool:
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        return False
+    return all(isinstance(size, int | torch.SymInt) and not isinstance(size, bool) for size in shape)
 
 
 def scalar_fields() -> tuple[str, ...]:

@@ -294,13 +294,24 @@ def test_statistics_name_what_is_wrong() -> None:
         sf.stats_from_svdvals(torch.ones(3), shape=(2, 5))
     with pytest.raises(ValueError, match=r"shape must be \(m, n\), got \(3, 3, 3\)"):
         sf.stats_from_svdvals(torch.ones(3), shape=(3, 3, 3))
-    for k in (0, 2.5):
+    for shape in (8, (3.0, 5), (True, 3), ("a", 3)):
+        with pytest.raises(ValueError, match=r"shape must be \(m, n\), got"):
+            sf.stats_from_svdvals(torch.ones(3), shape=shape)
+    for k in (0, 2.5, True):
         with pytest.raises(ValueError, match=r"k must be an integer of at least 1"):
             sf.hill_alpha(torch.ones(3), k=k)
     with pytest.raises(ValueError, match=r"xmin of shape \(2,\) does not broadcast to the batch \(3,\)"):
         sf.fit_powerlaw(torch.ones(3, 5), xmin=torch.ones(2))
     with pytest.raises(ValueError, match=r"xmin must be real"):
         sf.fit_powerlaw(torch.ones(3, 5), xmin=torch.tensor(1j))
+    with pytest.raises(ValueError, match=r"xmin must be real and dense"):
+        sf.fit_powerlaw(torch.ones(3, 5), xmin=torch.ones(3).to_sparse())
+    # On the meta device nothing is computed: the fit would be memory that nobody wrote.
+    with pytest.raises(RuntimeError, match=r"xmin is on meta and evals on cpu: move one"):
+        sf.fit_powerlaw(torch.ones(3, 5), xmin=torch.ones(3, device="meta"))
+    for xmin in ("1", True, [1.0], 1j):
+        with pytest.raises(TypeError, match=r"'xmin' must be float, Tensor or None, not"):
+            sf.fit_powerlaw(torch.ones(3, 5), xmin=xmin)
     nested = torch.nested.nested_tensor([torch.eye(2), torch.eye(3)])
     with pytest.raises(ValueError, match=r"nested"):
         sf.spectral_stats(nested)
@@ -311,6 +322,8 @@ def test_statistics_name_what_is_wrong() -> None:
             function([1.0, 2.0])
         with pytest.raises(ValueError, match=r"bool"):
             function(torch.ones(3, dtype=torch.bool))
+        with pytest.raises(ValueError, match=r"float8_e4m3fn"):
+            function(torch.ones(3).to(torch.float8_e4m3fn))
         with pytest.raises(ValueError, match=r"shape \(\)"):
             function(torch.tensor(1.0))
 

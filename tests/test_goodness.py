@@ -230,6 +230,18 @@ def test_scale_of_the_spectrum_does_not_matter(scale):
     assert p_value(x * exact, 50) == p_value(x, 50)
 
 
+def test_scale_of_nearly_equal_values_does_not_matter():
+    """ln x - ln xmin loses 230 eps at 1e100, a fifth of what lies between these values."""
+    rng = np.random.default_rng(3)
+    x = tensor(1 + 1e-13 * np.concatenate([5 * rng.random(20), 5 + rng.exponential(1, 20)]))
+    assert 2 < goodness_of_fit(x, n_samples=1, generator=None).fit.n_tail < 40
+    p = [
+        goodness_of_fit(x * scale, n_samples=400, generator=seeded(1)).p_value.item()
+        for scale in (1.0, 2.0**300, 2.0**-300)
+    ]
+    assert p[0] == p[1] == p[2]
+
+
 def test_spectrum_over_all_of_float64():
     """From 1e-300 to 1e300: alpha - 1 is about 1/700, and samples of the power law itself would overflow."""
     x = np.logspace(-300, 300, 41)
@@ -336,7 +348,7 @@ def test_bad_arguments():
             goodness_of_fit(bad, generator=None)
         with pytest.raises(ValueError, match="compare_lognormal: evals must be a dense real floating-point"):
             compare_lognormal(bad)
-    for bad in (0, -1, 2.5, "10"):
+    for bad in (0, -1, 2.5, "10", True):
         with pytest.raises(ValueError, match="n_samples must be an integer of at least 1"):
             goodness_of_fit(x, n_samples=bad, generator=None)
     with pytest.raises(TypeError, match=r"argument 'generator' must be torch\.Generator or None, not int"):

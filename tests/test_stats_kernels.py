@@ -208,6 +208,8 @@ BAD_ROWS = {
     "vanishing": [1.0, 0.5, 1e-170, 1e-200],
     "subnormal": [2e-310, 1e-310, 5e-311, 5e-324],
     "huge": [1.7e308, 1e308, 1e307, 1.0],
+    "out_of_range": [1e300, 2e200, 1e-100, 3e-300],
+    "neighbours": [3e100 * (1 + k * EPS) for k in (8, 6, 5, 0)],
 }
 
 
@@ -230,6 +232,18 @@ def test_hard_rows_are_those_of_the_twin(isa: str, name: str) -> None:
     for field, ours, theirs in pairs:
         assert ours.tolist() == pytest.approx(theirs.tolist(), rel=1e-13, abs=1e-300, nan_ok=True), field
         assert same_bits(ours[0], ours[2]), field
+
+
+def test_minus_zero_is_zero(isa: str) -> None:
+    """Whichever of them a sort puts last: 1 / -0 is minus infinity."""
+    rows = tensor(np.array([[3.0, 0.0, -0.0], [3.0, -0.0, 0.0], [-0.0, -0.0, -0.0]]))
+    stats = stats_from_svdvals(rows)
+    smooth, _ = reference_stats.stats_from_svdvals(rows, None, None)
+    condition, norm = (scalar_fields().index(name) for name in ("condition_number", "spectral_norm"))
+    for got in (stats.condition_number, smooth[:, condition]):
+        assert got.tolist()[:2] == [math.inf] * 2
+    for got in (stats.spectral_norm, smooth[:, norm]):
+        assert math.copysign(1.0, got[2].item()) == 1.0
 
 
 def test_a_row_that_is_no_spectrum_has_no_statistics(isa: str) -> None:

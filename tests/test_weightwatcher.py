@@ -432,3 +432,24 @@ def test_densities_are_kept_for_the_same_question_only(modules) -> None:
             density = rmt.KernelDensity(kernel="linear", bandwidth=0.2).fit(sample).score_samples(grid)
             expected = own(kernel="linear", bandwidth=0.2).fit(sample)
             assert np.array_equal(density, expected.score_samples(grid))
+
+
+def test_a_density_asked_for_meanwhile_is_not_the_answer(modules) -> None:
+    """As by another thread, between the look at the kept answer and its return."""
+    rmt = modules["RMT_Util"]
+    g = np.random.default_rng(6)
+    sample, grid = g.random((50, 1)), np.linspace(0, 1, 30)[:, np.newaxis]
+
+    def density(points: object) -> np.ndarray:
+        return rmt.KernelDensity(kernel="linear", bandwidth=0.2).fit(sample).score_samples(points)
+
+    class Interrupted:
+        """The grid; reading it, somebody asks for another density."""
+
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            density(grid[:9])
+            return grid
+
+    with weightwatcher_accelerated():
+        expected = density(grid)
+        assert np.array_equal(density(Interrupted()), expected)

@@ -308,11 +308,6 @@ def test_no_values_and_no_matrices() -> None:
             assert got.dtype == want.dtype
 
 
-def test_threshold_on_another_device() -> None:
-    with pytest.raises(RuntimeError, match="xmin is on meta and evals on cpu: move one"):
-        fit(tensor([3.0, 2.0, 1.0]), torch.empty((), device="meta"))
-
-
 def test_spectral_stats_is_stats_of_the_values() -> None:
     A = torch.randn(2, 50, 40)
     A[1, 3, 3] = math.nan

@@ -59,7 +59,7 @@ const double* SpectrumWorkspace::ordered(const Scalar* values, Order order) {
   double* const x = reinterpret_cast<double*>(ordered_.get());
   bool finite = true;
   for (int64_t i = 0; i < n_; ++i) {
-    x[i] = values[i];
+    x[i] = values[i] + 0.0;  // -0 becomes 0
     finite &= std::abs(x[i]) <= std::numeric_limits<double>::max();
   }
   if (!finite)

@@ -1,12 +1,12 @@
 // All statistics of one spectrum. The formulas are those of docs/statistics.md.
 //
-// With s = sigma / sigma_1 <= 1 and lambda = s^2 no power over- or underflows where it matters. Of logarithms,
+// With s = sigma / sigma_1 <= 1 and lambda = s^2 no power over- or underflows where it matters. Asked of logarithms are:
 //
 //   H(s / sum s) = ln sum s - sum(s ln s) / sum s,   likewise for lambda:  both terms are >= 0, so nothing cancels;
 //   Hill's alpha = 1 + m / E_i with i = N / 2 and the power law's own E (powerlaw.inl);
 //   rank-size    = -sum (u_k - u) ln s_k / sum (u_k - u)^2, u_k = ln k, over the positive values.
 //
-// cost       three logarithms and one exponential a value, and the power law's scan. The values are read once.
+// cost       two logarithms and one exponential a value, and the power law's. The values are read once.
 // workspace  3 doubles a value and the power law's.
 
 struct StatsWorkspace {

@@ -22,7 +22,8 @@ _SCAN_ELEMENTS = 1 << 22
 
 def _descending(S: Tensor) -> Tensor:
     # Contiguous: sums over strided rows go in another order, and would give a batch other bits than its rows.
-    return S.detach().to(torch.float64).contiguous().sort(-1, descending=True).values
+    # + 0: -0 becomes 0.
+    return (S.detach().to(torch.float64) + 0.0).contiguous().sort(-1, descending=True).values
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def hill_alpha(evals: Tensor, k: int | None) -> Tensor:
     rank = torch.arange(x.shape[-1], device=x.device)
     inside = rank < tail.unsqueeze(-1)
     # Of ratios, not of differences between sums of logarithms: no term is negative, so nothing cancels.
-    excess = torch.where(inside, (x / x.gather(-1, last)).log(), 0).sum(-1)
+    excess = torch.where(inside, _log_ratio(x, x.gather(-1, last)), 0).sum(-1)
     ok = (tail >= 1) & (tail <= count) & (excess > 0) & x.isfinite().all(-1)
     return torch.where(ok, 1 + tail / excess, torch.nan)
 
@@ -49,14 +50,15 @@ def hill_alpha(evals: Tensor, k: int | None) -> Tensor:
 @implements("ranksize_slope")
 def ranksize_slope(S: Tensor) -> Tensor:
     """Minus the least-squares slope of ln sigma_k on ln k; see powerlaw.ranksize_slope."""
-    s = _descending(S)
-    positive = s > 0
-    if s.shape[-1] == 0:
-        return s.new_full(s.shape[:-1], torch.nan)
-    y = torch.where(positive, (s / s[..., :1]).log(), 0)
+    sigma = _descending(S)
+    if sigma.shape[-1] == 0:
+        return sigma.new_full(sigma.shape[:-1], torch.nan)
+    s = sigma / sigma[..., :1]
+    positive = (sigma > 0) & (s > 0)
+    y = torch.where(positive, s.log(), 0)
     deviation, spread = rank_deviation(positive)
     slope = -(deviation * y).sum(-1) / spread
-    return torch.where((positive.sum(-1) >= 2) & s.isfinite().all(-1), slope, torch.nan)
+    return torch.where((positive.sum(-1) >= 2) & sigma.isfinite().all(-1), slope, torch.nan)
 
 
 def rank_deviation(positive: Tensor) -> tuple[Tensor, Tensor]:

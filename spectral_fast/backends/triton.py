@@ -77,11 +77,6 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor]:
     kernels = _kernels()
     if kernels is None or evals.numel() == 0:
         return reference_stats.fit_powerlaw(evals, xmin)
-    if xmin is not None and xmin.device != evals.device:
-        raise RuntimeError(
-            f"fit_powerlaw: xmin is on {xmin.device} and evals on {evals.device}: "
-            "move one to the device of the other"
-        )
     x = _descending(evals)
     batch, n = x.shape[:-1], x.shape[-1]
     fit = x.new_empty((*batch, len(_ops.POWERLAW_FIELDS)), dtype=torch.float64)
@@ -108,7 +103,8 @@ if installed():
 def _descending(x: Tensor) -> Tensor:
     if x.dtype not in (torch.float32, torch.float64):
         x = x.to(torch.float32)
-    return x.detach().contiguous().sort(-1, descending=True).values
+    # + 0: -0 becomes 0.
+    return (x.detach() + 0.0).contiguous().sort(-1, descending=True).values
 
 
 def _stats(kernels: Any, S: Tensor, rows: int | None, cols: int | None) -> tuple[Tensor, Tensor]:
