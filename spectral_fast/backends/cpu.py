@@ -44,6 +44,7 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
         values.data_ptr(),
         info.data_ptr(),
         _threads(),
+        plan.driver == "gram",
     )
     if check_errors and not all_finite:
         reference.raise_if_nonfinite(info)
@@ -85,6 +86,7 @@ def spectral_stats(A: Tensor, driver: str | None) -> tuple[Tensor, Tensor, Tenso
         smooth.data_ptr(),
         fitted.data_ptr(),
         _threads(),
+        plan.driver == "gram",
     )
     return values, smooth, fitted
 
