@@ -60,7 +60,7 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver:
     if driver == "torch":
         return Plan("reference", "torch", ("torch.linalg.svdvals",), asked)
     if driver == "gram" and native and (stages := _gram_stages(shape)):
-        return Plan("cpu", "gram", stages, f"{asked}; tall enough for the Cholesky factor of A^T A in float64")
+        return Plan("cpu", "gram", stages, f"{asked}; tall enough for the Cholesky factor of A^T A")
     if driver == "gram" and dtype in REAL_DTYPES:
         return Plan("reference", "gram", ("float64 Gram matrix", "torch.linalg.eigvalsh"), asked)
     if driver == "bidiag" and native:

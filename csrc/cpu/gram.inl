@@ -20,7 +20,7 @@
 static constexpr int64_t gram_rows = 128;  // of a strip, 24 KiB: half the first level cache
 
 struct GramWorkspace {
-  Strips<double> a;  // gram_rows x n
+  Strips<double> a;  // gram_rows x n, zero in the rest of the last strip
   double* shift;
 };
 
@@ -130,7 +130,7 @@ static void solve_block(const Strips<double>& g, int64_t t, int64_t s) {
 //
 // The first piece of a row of blocks goes on to the next diagonal block, which needs no strip but its own.
 static bool cholesky(const Strips<double>& g, int64_t n, const Team& team) {
-  const int64_t strips = Strips<double>::count(g.rows);
+  const int64_t strips = Strips<double>::count(n);  // a strip of padding alone is zero already
   factor_diagonal(g, n, 0);
   for (int64_t t = 0; t + 1 < strips; ++t) {
     parallel_for(team, strips - t - 1, [&](int64_t piece) {

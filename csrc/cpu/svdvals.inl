@@ -146,7 +146,7 @@ template <typename Element>
 static bool bidiagonalize(const GramWorkspaces& ws, const TallView& a, int exponent, const Team& team, StageClock* clock) {
   const Scale<double> scale = Scale<double>::of(exponent);
   const Strips<double>& g = ws.square.band.a;
-  const int64_t padded_n = round_up(a.n, Blocks<double>::strip_columns);
+  const int64_t padded_n = round_up(g.rows, Blocks<double>::strip_columns);  // whole strips
   for (int64_t first = 0; first < a.m; first += ws.gram.a.rows) {
     const int64_t rows = a.m - first < ws.gram.a.rows ? a.m - first : ws.gram.a.rows;
     load_strips<double, Element>(a, first, rows, padded_n, scale, ws.gram.a, team);

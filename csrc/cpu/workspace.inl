@@ -112,7 +112,7 @@ struct GramWorkspaces {
 
   GramWorkspaces(Arena& arena, int64_t m, int64_t n) : square(arena, n, n) {
     const int64_t rows = m < gram_rows ? m : gram_rows;
-    gram.a = {arena.take<double>(Strips<double>::size(rows, n)), rows};
+    gram.a = {arena.take<double>(Strips<double>::size(rows, square.padded_n)), rows};
     gram.shift = arena.take<double>(1);
     values = arena.take<double>(n);
   }
