@@ -50,7 +50,7 @@ def main() -> None:
     kernels = ["simd", "arena", "team", "heuristics", "blocks", "load", "order"]
     kernels += ["pair", "householder", "norm"]
     kernels += ["direct_update", "direct_reduce", "direct"]
-    kernels += ["update", "panel", "reduce", "band", "bidiagonal", "values", "workspace", "svdvals"]
+    kernels += ["update", "panel", "reduce", "gram", "band", "bidiagonal", "values", "workspace", "svdvals"]
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group"]
     kernels += ["elementary", "powerlaw", "stats", "peak", "isa"]
     extension = Pybind11Extension(

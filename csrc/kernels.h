@@ -36,6 +36,14 @@
 //   All stages take a Team and share their work among its threads by pieces whose bits depend on their number alone. A stage
 //   returns early once Team::cancelled answers true. None fails: the input of `reduce` and what follows is finite.
 //
+//   svdvals_gram   the same for tall matrices, for those who ask for driver "gram".
+//
+//   mathematics  `reduce` is the shifted Cholesky factor of the Gram matrix (gram.inl), and all stages are in double.
+//   accuracy     s_i^2 within (n + m / 128 + 136) eps |A|_F^2, eps of double, and s_i rounded once. A rank-deficient matrix is
+//                no exception.
+//   workspace    n^2 doubles, a chunk of 128 rows, and what the stages after `reduce` take.
+//   cost         m n^2 + 3 n^3 flops; 8 n^2 b more for the band.
+//
 //   svdvals_group  the same for `count` <= group_size small matrices of one shape and element type, one to a SIMD lane.
 //
 //   mathematics  Householder bidiagonalization, then dqds with Laguerre shifts, all lanes in lockstep, always in double; float64
@@ -139,6 +147,10 @@ struct Kernels {
   std::size_t (*workspace_bytes)(int64_t rows, int64_t cols);
   void (*svdvals)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace, const Team& team,
                   StageClock* clock);  // null: nobody asks
+
+  // The same for driver "gram", where by_gram(rows, cols) of heuristics.inl.
+  std::size_t (*gram_workspace_bytes)(int64_t rows, int64_t cols);
+  void (*svdvals_gram)(const MatrixView& a, Scalar* values, int32_t* info, void* workspace, const Team& team, StageClock* clock);
 
   // Small matrices go through in groups, one to a lane. group_size, at most largest_group, is 1 where that does not pay.
   int64_t (*group_size)(int64_t rows, int64_t cols, int64_t batch);

@@ -11,6 +11,7 @@ def svdvals(
     values: int,
     info: int,
     threads: int,
+    gram: bool = False,
 ) -> bool: ...
 def spectral_stats(
     data: int,
@@ -23,6 +24,7 @@ def spectral_stats(
     smooth: int,
     fitted: int,
     threads: int,
+    gram: bool = False,
 ) -> None: ...
 def stats_from_svdvals(
     values: int,
@@ -47,6 +49,7 @@ def fit_powerlaw(
 def ranksize_slope(values: int, element: int, count: int, n: int, slopes: int, threads: int) -> None: ...
 def hill_alpha(values: int, element: int, count: int, n: int, k: int, alphas: int, threads: int) -> None: ...
 def stages(rows: int, cols: int, batch: int) -> list[str]: ...
+def gram_stages(rows: int, cols: int) -> list[str]: ...
 def svdvals_stages(
     data: int,
     element: int,
@@ -56,6 +59,7 @@ def svdvals_stages(
     col_stride: int,
     values: int,
     threads: int,
+    gram: bool = False,
 ) -> dict[str, tuple[float, str, float]]: ...
 def peak(unit: str, threads: int) -> float: ...
 def built_isas() -> list[str]: ...

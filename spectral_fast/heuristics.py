@@ -59,6 +59,8 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver:
     asked = f"driver={driver!r} was asked for"
     if driver == "torch":
         return Plan("reference", "torch", ("torch.linalg.svdvals",), asked)
+    if driver == "gram" and native and (stages := _gram_stages(shape)):
+        return Plan("cpu", "gram", stages, f"{asked}; tall enough for the Cholesky factor of A^T A")
     if driver == "gram" and dtype in REAL_DTYPES:
         return Plan("reference", "gram", ("float64 Gram matrix", "torch.linalg.eigvalsh"), asked)
     if driver == "bidiag" and native:
@@ -69,6 +71,12 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver:
         f"driver {driver!r} is not available for {dtype} on {device_type}: "
         f"leave driver=None to have one chosen, or use 'torch'"
     )
+
+
+def _gram_stages(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Of driver "gram"; empty where it has no kernel."""
+    m, n = max(shape[-2:]), min(shape[-2:])
+    return ("reduce", "band", "bidiagonal", "values") if n > DIRECT_SIZE and m > REDUCE_RATIO * n else ()
 
 
 def _native_plan(shape: tuple[int, ...], reason: str) -> Plan:

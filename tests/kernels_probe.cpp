@@ -10,7 +10,7 @@
 using namespace spectral_fast;
 
 template <typename Scalar>
-static bool descending(ElementType element, int64_t rows, int64_t cols) {
+static bool descending(ElementType element, int64_t rows, int64_t cols, Driver driver = Driver::bidiag) {
   std::minstd_rand random(1);
   std::uniform_real_distribution<Scalar> uniform(-1, 1);
   const int64_t count = 2, k = std::min(rows, cols);
@@ -18,7 +18,7 @@ static bool descending(ElementType element, int64_t rows, int64_t cols) {
   for (int64_t i = 0; i < count * rows * cols; ++i) a[i] = uniform(random);
   int32_t info[count];
   const BatchView batch{a.get(), element, {count, rows, cols}, {rows * cols, cols, 1}};
-  if (svdvals(batch, values.get(), info, 1, nullptr) != Outcome::all_ok) return false;
+  if (svdvals(batch, values.get(), info, 1, nullptr, driver) != Outcome::all_ok) return false;
   bool good = true;
   for (int64_t i = 0; i < count * k; ++i) good = good && std::isfinite(values[i]) && (i % k == 0 || values[i] <= values[i - 1]);
   return good;
@@ -35,8 +35,7 @@ static bool plausible(int64_t n) {
   const auto each = [&](Order order, const auto& kernel) {
     for_each_spectrum({values.get(), ElementType::float64, count, n}, order, 1, nullptr, kernel);
   };
-  const KernelTable& table = current_table();
-  each(Order::descending, [&](int64_t, const double* sigma, void* scratch) {
+  each(Order::descending, [&](const KernelTable& table, int64_t, const double* sigma, void* scratch) {
     SmoothStats smooth;
     FittedStats fitted;
     table.stats(sigma, n, {1.5, 0.1}, &smooth, &fitted, scratch);
@@ -49,7 +48,7 @@ static bool plausible(int64_t n) {
     good = good && !(fitted.ks_distance > 1) && !(fitted.alpha_weighted > 0) && !(smooth.alpha_hill <= 1);
     good = good && (n < 2 || table.ranksize_slope(sigma, n, scratch) == smooth.alpha_ranksize);
   });
-  each(Order::ascending, [&](int64_t, const double* x, void* scratch) {
+  each(Order::ascending, [&](const KernelTable& table, int64_t, const double* x, void* scratch) {
     for (const double xmin : {0.5, 0.0, std::nan("")}) {
       PowerLawFit fit;
       int64_t n_tail;
@@ -74,6 +73,8 @@ int main() {
   for (int64_t rows = 1; rows <= 20; ++rows)
     for (int64_t cols = 1; cols <= 20; ++cols) check(rows, cols);
   for (const auto& shape : others) check(shape[0], shape[1]);
+  good = good && descending<float>(ElementType::float32, 300, 140, Driver::gram);
+  good = good && descending<double>(ElementType::float64, 129, 400, Driver::gram);
   for (int64_t n = 1; n <= 40; ++n) good = plausible(n) && good;
   return plausible(333) && good ? 0 : 1;
 }

@@ -21,6 +21,7 @@ SHAPES = [
     *((m, n) for m in range(1, 21) for n in range(1, 21)),
     *((1, 90), (90, 1), (17, 33), (140, 130), (70, 300), (1500, 20), (129, 400), (300, 270)),
 ]
+GRAM_SHAPES = [(129, 400), (300, 140)]  # chunks of 128 rows, strips of up to 24 columns
 
 
 def load(path: str) -> Any:
@@ -32,12 +33,13 @@ def load(path: str) -> Any:
     return module
 
 
-def svdvals(cpu: Any, a: Any, threads: int) -> Any:
+def svdvals(cpu: Any, a: Any, threads: int, gram: bool = False) -> Any:
     *batch, m, n = a.shape
     s, info = np.empty((*batch, min(m, n)), a.dtype), np.empty(batch, np.int32)
     strides = tuple(x // a.itemsize for x in a.strides)
     element = cpu.element_types[a.dtype.name]
-    assert cpu.svdvals(a.ctypes.data, element, a.shape, strides, s.ctypes.data, info.ctypes.data, threads)
+    addresses = (s.ctypes.data, info.ctypes.data)
+    assert cpu.svdvals(a.ctypes.data, element, a.shape, strides, *addresses, threads, gram)
     return s
 
 
@@ -95,6 +97,21 @@ def digest(cpu: Any) -> str:
                 assert (svdvals(cpu, a, threads) == s).all(), (m, n, threads)
             if m * n > 400:
                 assert (svdvals(cpu, a[:1], 2) == s[:1]).all(), (m, n)
+        for m, n in GRAM_SHAPES:
+            a = np.asarray(rng.standard_normal((2, m, n)), dtype)
+            a[0, m // 3 :] = 0  # rank-deficient
+            s = svdvals(cpu, a, 2, gram=True)
+            exact = np.linalg.svd(a.astype(np.float64), compute_uv=False)
+            assert np.abs(s - exact)[1].max() <= tolerance * exact.max(), (m, n)
+            assert np.abs(s**2 - exact**2).max() <= tolerance * exact.max() ** 2, (m, n)
+            digest.update(s.tobytes())
+            for threads in (1, 4):
+                for one in (0, 1):
+                    assert (svdvals(cpu, a[one : one + 1], threads, gram=True) == s[one]).all(), (
+                        m,
+                        n,
+                        threads,
+                    )
         for order in (63, 64):  # the longest groups
             group = np.asarray(rng.standard_normal((33, order, order)), dtype)
             digest.update(svdvals(cpu, group, 2).tobytes())

@@ -186,8 +186,9 @@ def _signal_during(call: Callable[[], object], number: signal.Signals, after: fl
 
 
 LONG_CALLS = {
-    "batch": lambda: torch.randn(300, 300).expand(5000, 300, 300),
-    "one": lambda: torch.randn(6000, 6000),
+    "batch": lambda: (torch.randn(300, 300).expand(5000, 300, 300), None),
+    "one": lambda: (torch.randn(6000, 6000), None),
+    "gram": lambda: (torch.randn(1, 5000).expand(50000, 5000), "gram"),
 }
 
 
@@ -197,16 +198,17 @@ LONG_CALLS = {
     [
         "batch",
         "one",
+        "gram",
     ],
 )
 def test_ctrl_c_ends_a_long_call(kind: str, threads: int) -> None:
-    A = LONG_CALLS[kind]()
+    A, driver = LONG_CALLS[kind]()
     torch.set_num_threads(threads)
     raised = []
 
     def call() -> None:
         try:
-            sf.svdvals(A)
+            sf.svdvals(A, driver=driver)
         except KeyboardInterrupt as error:
             raised.append(error)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import spectral_fast
 from spectral_fast import weightwatcher as replacement
 from spectral_fast import weightwatcher_accelerated
 from tests.oracles import stats_oracle
@@ -224,6 +225,76 @@ def test_the_comparison_of_tables_sees_differences() -> None:
 
 
 # ------------------------------------------------------------------ values
+
+
+def tall(sigma: np.ndarray, rows: int = 700) -> np.ndarray:
+    """A rows x len(sigma) matrix with these singular values."""
+    rng = np.random.default_rng(9)
+    left, right = (np.linalg.qr(rng.standard_normal((k, len(sigma))))[0] for k in (rows, len(sigma)))
+    return np.ascontiguousarray((left * sigma) @ right.T)
+
+
+@pytest.fixture
+def drivers(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The drivers of all calls of svdvals, in order."""
+    asked: list[str | None] = []
+
+    def svdvals(A: torch.Tensor, *, driver: str | None = None) -> torch.Tensor:
+        asked.append(driver)
+        return spectral_fast.svdvals(A, driver=driver)
+
+    monkeypatch.setattr(replacement, "svdvals", svdvals)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("smallest", "shape", "expected"),
+    [
+        # 200 eps / s^2 is 1e-7 at s = 6.7e-4
+        (8e-4, (700, 200), ["gram"]),
+        (8e-4, (200, 700), ["gram"]),
+        (5e-4, (700, 200), ["gram", None]),
+        (1e-9, (700, 200), ["gram", None]),
+        (8e-4, (300, 200), [None]),
+        (8e-4, (700, 120), [None]),
+    ],
+    ids=str,
+)
+def test_the_gram_matrix_where_it_is_accurate(modules, drivers, smallest, shape, expected) -> None:
+    """Tall enough, and the smallest eigenvalue good to 1e-7; else the accurate values, to the bit."""
+    W = tall(np.geomspace(1, smallest, min(shape)), max(shape))
+    W = W if shape[0] > shape[1] else np.ascontiguousarray(W.T)
+    with weightwatcher_accelerated():
+        values = modules["RMT_Util"].svd_vals(W)
+    assert drivers == expected
+    accurate = spectral_fast.svdvals(torch.from_numpy(W))
+    if expected[-1] is None:
+        assert np.array_equal(values, accurate.numpy())
+    else:
+        assert not np.array_equal(values, accurate.numpy())
+        np.testing.assert_allclose(values**2, accurate.numpy() ** 2, rtol=1e-7)
+
+
+@pytest.mark.parametrize("largest", [1e200, 1e-200])
+def test_the_check_of_the_gram_matrix_at_any_scale(modules, drivers, largest: float) -> None:
+    with weightwatcher_accelerated():
+        modules["RMT_Util"].svd_vals(tall(largest * np.geomspace(1, 0.1, 150)))
+        modules["RMT_Util"].svd_vals(tall(largest * np.geomspace(1, 1e-7, 150)))
+        modules["RMT_Util"].svd_vals(np.zeros((300, 140)))
+    assert drivers == ["gram", "gram", None, "gram", None]
+
+
+def test_tables_of_ill_conditioned_layers(drivers) -> None:
+    layers = [torch.nn.Linear(200, 700, bias=False).double() for _ in range(3)]
+    for layer, smallest in zip(layers, (1e-2, 8e-4, 1e-5), strict=True):
+        sigma = np.geomspace(1, smallest, 200) * (1 + np.random.default_rng(4).random(200))
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(tall(np.sort(sigma)[::-1])))
+    own, ours = both(torch.nn.Sequential(*layers))
+    assert len(own) == 3
+    assert drivers.count("gram") >= 3
+    assert None in drivers
+    assert differences(own, ours) == []
 
 
 @pytest.mark.parametrize(

@@ -26,27 +26,29 @@ bool interrupted() {
 }
 
 bool svdvals_with(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
-                  std::uintptr_t values, std::uintptr_t info, int threads, const StatsTarget* target, StageClock* clock) {
+                  std::uintptr_t values, std::uintptr_t info, int threads, bool gram, const StatsTarget* target,
+                  StageClock* clock) {
   if (element < 0 || element > static_cast<int>(ElementType::bfloat16)) throw std::invalid_argument("unknown element type");
   if (shape.size() < 2 || shape.size() != strides.size())
     throw std::invalid_argument("shape and strides must name a batch of matrices");
   const BatchView batch{reinterpret_cast<const void*>(data), static_cast<ElementType>(element), std::move(shape),
                         std::move(strides)};
   int32_t* const info_out = reinterpret_cast<int32_t*>(info);
+  const Driver driver = gram ? Driver::gram : Driver::bidiag;
   Outcome outcome;
   {
     py::gil_scoped_release unlocked;
     outcome = batch.element == ElementType::float64
-                  ? svdvals(batch, reinterpret_cast<double*>(values), info_out, threads, interrupted, target, clock)
-                  : svdvals(batch, reinterpret_cast<float*>(values), info_out, threads, interrupted, target, clock);
+                  ? svdvals(batch, reinterpret_cast<double*>(values), info_out, threads, interrupted, driver, target, clock)
+                  : svdvals(batch, reinterpret_cast<float*>(values), info_out, threads, interrupted, driver, target, clock);
   }
   if (outcome == Outcome::cancelled) throw py::error_already_set();
   return outcome == Outcome::all_ok;
 }
 
 bool svdvals_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
-                     std::uintptr_t values, std::uintptr_t info, int threads) {
-  return svdvals_with(data, element, std::move(shape), std::move(strides), values, info, threads, nullptr, nullptr);
+                     std::uintptr_t values, std::uintptr_t info, int threads, bool gram) {
+  return svdvals_with(data, element, std::move(shape), std::move(strides), values, info, threads, gram, nullptr, nullptr);
 }
 
 StatsTarget stats_target(std::pair<double, double> edge, std::uintptr_t smooth, std::uintptr_t fitted) {
@@ -55,9 +57,9 @@ StatsTarget stats_target(std::pair<double, double> edge, std::uintptr_t smooth, 
 
 void spectral_stats_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
                             std::uintptr_t values, std::uintptr_t info, std::pair<double, double> edge, std::uintptr_t smooth,
-                            std::uintptr_t fitted, int threads) {
+                            std::uintptr_t fitted, int threads, bool gram) {
   const StatsTarget target = stats_target(edge, smooth, fitted);
-  svdvals_with(data, element, std::move(shape), std::move(strides), values, info, threads, &target, nullptr);
+  svdvals_with(data, element, std::move(shape), std::move(strides), values, info, threads, gram, &target, nullptr);
 }
 
 template <typename Kernel>
@@ -76,16 +78,18 @@ void each_spectrum(std::uintptr_t values, int element, int64_t count, int64_t n,
 void stats_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::pair<double, double> edge,
                    std::uintptr_t smooth, std::uintptr_t fitted, int threads) {
   const StatsTarget target = stats_target(edge, smooth, fitted);
-  each_spectrum(values, element, count, n, Order::descending, threads, [=](int64_t row, const double* sigma, void* scratch) {
-    current_table().stats(sigma, n, target.edge, target.smooth + row, target.fitted + row, scratch);
-  });
+  each_spectrum(values, element, count, n, Order::descending, threads,
+                [=](const KernelTable& table, int64_t row, const double* sigma, void* scratch) {
+                  table.stats(sigma, n, target.edge, target.smooth + row, target.fitted + row, scratch);
+                });
 }
 
 void ranksize_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::uintptr_t slopes, int threads) {
   double* const out = reinterpret_cast<double*>(slopes);
-  each_spectrum(values, element, count, n, Order::descending, threads, [=](int64_t row, const double* sigma, void* scratch) {
-    out[row] = current_table().ranksize_slope(sigma, n, scratch);
-  });
+  each_spectrum(values, element, count, n, Order::descending, threads,
+                [=](const KernelTable& table, int64_t row, const double* sigma, void* scratch) {
+                  out[row] = table.ranksize_slope(sigma, n, scratch);
+                });
 }
 
 void fit_powerlaw_binding(std::uintptr_t values, int element, int64_t count, int64_t n, std::uintptr_t xmin, std::uintptr_t fit,
@@ -93,28 +97,31 @@ void fit_powerlaw_binding(std::uintptr_t values, int element, int64_t count, int
   const double* const thresholds = reinterpret_cast<const double*>(xmin);
   PowerLawFit* const fits = reinterpret_cast<PowerLawFit*>(fit);
   int64_t* const tails = reinterpret_cast<int64_t*>(n_tail);
-  each_spectrum(values, element, count, n, Order::ascending, threads, [=](int64_t row, const double* x, void* scratch) {
-    // A threshold that is NaN asks for no search: nothing is above it, as nothing is above an infinite one.
-    const double threshold = !thresholds ? NAN : std::isnan(thresholds[row]) ? INFINITY : thresholds[row];
-    current_table().fit_powerlaw(x, n, threshold, fits + row, tails + row, scratch);
-  });
+  each_spectrum(values, element, count, n, Order::ascending, threads,
+                [=](const KernelTable& table, int64_t row, const double* x, void* scratch) {
+                  // A threshold that is NaN asks for no search: nothing is above it, as nothing is above an infinite one.
+                  const double threshold = !thresholds ? NAN : std::isnan(thresholds[row]) ? INFINITY : thresholds[row];
+                  table.fit_powerlaw(x, n, threshold, fits + row, tails + row, scratch);
+                });
 }
 
 void hill_binding(std::uintptr_t values, int element, int64_t count, int64_t n, int64_t k, std::uintptr_t alphas, int threads) {
   double* const out = reinterpret_cast<double*>(alphas);
   each_spectrum(values, element, count, n, Order::ascending, threads,
-                [=](int64_t row, const double* x, void* scratch) { out[row] = current_table().hill_alpha(x, n, k, scratch); });
+                [=](const KernelTable& table, int64_t row, const double* x, void* scratch) {
+                  out[row] = table.hill_alpha(x, n, k, scratch);
+                });
 }
 
 const char* const stage_names[stage_count] = {"load", "reduce", "band", "bidiagonal", "values"};
 const char* const work_names[] = {"bytes", "flops_float32", "flops_float64", "divisions"};
 
 py::dict stages_binding(std::uintptr_t data, int element, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride,
-                        std::uintptr_t values, int threads) {
+                        std::uintptr_t values, int threads, bool gram) {
   int32_t info;
   StageClock clock{seconds_now, seconds_now(), {}};
   svdvals_with(data, element, {rows, cols}, {row_stride, col_stride}, values, reinterpret_cast<std::uintptr_t>(&info), threads,
-               nullptr, &clock);
+               gram, nullptr, &clock);
   py::dict found;
   for (int stage = 0; stage < stage_count; ++stage) {
     const StageTime& time = clock.stages[stage];
@@ -138,10 +145,12 @@ double peak_binding(const std::string& unit, int threads) {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of spectral_fast. The contract is csrc/kernels.h.";
   m.def("svdvals", &svdvals_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"), py::arg("values"),
-        py::arg("info"), py::arg("threads"),
-        "Singular values of a batch of matrices at an address; strides count elements. Returns whether every info is 0.");
+        py::arg("info"), py::arg("threads"), py::arg("gram") = false,
+        "Singular values of a batch of matrices at an address; strides count elements. Returns whether every info is 0.\n"
+        "gram: by driver \"gram\", ValueError for a shape that it has no kernel for.");
   m.def("spectral_stats", &spectral_stats_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
         py::arg("values"), py::arg("info"), py::arg("edge"), py::arg("smooth"), py::arg("fitted"), py::arg("threads"),
+        py::arg("gram") = false,
         "svdvals, and the statistics of each matrix next to each other. edge: (edge / median, slack) of the noise bulk, or NaN.");
   m.def("stats_from_svdvals", &stats_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"),
         py::arg("edge"), py::arg("smooth"), py::arg("fitted"), py::arg("threads"),
@@ -157,8 +166,10 @@ PYBIND11_MODULE(_cpu, m) {
         "Hill exponents of `count` contiguous rows of n values, over the k largest of each; k = 0: over the upper half.");
   m.def("stages", &stages, py::arg("rows"), py::arg("cols"), py::arg("batch"),
         "What matrices of a batch go through, in order; \"group\" is all stages, one matrix to a SIMD lane.");
+  m.def("gram_stages", &gram_stages, py::arg("rows"), py::arg("cols"),
+        "The same for driver \"gram\"; none where it has no kernel.");
   m.def("svdvals_stages", &stages_binding, py::arg("data"), py::arg("element"), py::arg("rows"), py::arg("cols"),
-        py::arg("row_stride"), py::arg("col_stride"), py::arg("values"), py::arg("threads"),
+        py::arg("row_stride"), py::arg("col_stride"), py::arg("values"), py::arg("threads"), py::arg("gram") = false,
         "svdvals of one matrix: for each stage it went through, (seconds, unit, amount of work in that unit).");
   m.def("peak", &peak_binding, py::arg("unit"), py::arg("threads"),
         "What threads can do in a second out of registers; unit: flops_float32, flops_float64 or divisions.");

@@ -55,14 +55,14 @@ std::atomic<const KernelTable*>& current() {
 }
 
 template <typename Scalar>
-const Kernels<Scalar>& kernels();
+const Kernels<Scalar>& kernels(const KernelTable& table);
 template <>
-const Kernels<float>& kernels<float>() {
-  return current().load()->float32;
+const Kernels<float>& kernels<float>(const KernelTable& table) {
+  return table.float32;
 }
 template <>
-const Kernels<double>& kernels<double>() {
-  return current().load()->float64;
+const Kernels<double>& kernels<double>(const KernelTable& table) {
+  return table.float64;
 }
 
 std::size_t element_bytes(ElementType element) {
@@ -115,16 +115,27 @@ std::vector<std::string> stages(int64_t rows, int64_t cols, int64_t batch) {
   names.insert(names.end(), {"bidiagonal", "values"});
   return names;
 }
+
+std::vector<std::string> gram_stages(int64_t rows, int64_t cols) {
+  if (!by_gram(std::max(rows, cols), std::min(rows, cols))) return {};
+  return {"reduce", "band", "bidiagonal", "values"};
+}
+
 // Long enough for threads that wake up one after the other to overlap, short enough to find a quiet moment.
 constexpr double peak_seconds = 0.5e-3;
 constexpr int peak_runs = 20;
 
 template <typename Scalar>
-Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(),
+Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(), Driver driver,
                 const StatsTarget* target, StageClock* clock) {
   const std::size_t batch_dims = batch.shape.size() - 2;
   const int64_t rows = batch.shape[batch_dims], cols = batch.shape[batch_dims + 1];
   const int64_t k = std::min(rows, cols);
+  const bool gram = driver == Driver::gram;
+  if (gram && !by_gram(std::max(rows, cols), k))
+    throw std::invalid_argument("driver gram has no kernel for " + std::to_string(rows) + " x " + std::to_string(cols) +
+                                " matrices: more than " + std::to_string(direct_size) +
+                                " columns and more than 5/3 as many rows are needed, or the other way round");
   int64_t count = 1;
   for (std::size_t d = 0; d < batch_dims; ++d) count *= batch.shape[d];
   if (count == 0) return Outcome::all_ok;
@@ -133,9 +144,10 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
     return Outcome::all_ok;
   }
 
-  const Kernels<Scalar>& kernel = kernels<Scalar>();
+  const KernelTable& table = current_table();  // once: another thread may choose another meanwhile
+  const Kernels<Scalar>& kernel = kernels<Scalar>(table);
   // A unit is what one kernel call computes: a matrix, or a group of small ones.
-  const int64_t group = kernel.group_size(rows, cols, count);
+  const int64_t group = gram ? 1 : kernel.group_size(rows, cols, count);
   const int64_t units = (count + group - 1) / group;
   const bool all_inside = shared(k);
   Crew crew(static_cast<int>(all_inside ? threads : std::min<int64_t>(threads, units)), interrupted);
@@ -146,12 +158,15 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
   const int64_t apart = units - together;
 
   // Worker w's workspace. The first serves what the threads do together, too.
-  const std::size_t bytes = group > 1 ? kernel.group_workspace_bytes(rows, cols) : kernel.workspace_bytes(rows, cols);
+  const auto workspace_bytes = gram        ? kernel.gram_workspace_bytes
+                               : group > 1 ? kernel.group_workspace_bytes
+                                           : kernel.workspace_bytes;
+  const std::size_t bytes = workspace_bytes(rows, cols);
   std::vector<Block> workspaces;
   std::vector<SpectrumWorkspace> spectra;
   do {
     workspaces.push_back(allocate(bytes));
-    if (target) spectra.emplace_back(current_table(), k);
+    if (target) spectra.emplace_back(table, k);
   } while (static_cast<int64_t>(workspaces.size()) < std::min<int64_t>(apart, crew.threads()));
 
   const char* data = static_cast<const char*>(batch.data);
@@ -174,7 +189,9 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
     std::memset(workspace, 0xff, bytes);
     std::memset(values + first * k, 0xff, static_cast<std::size_t>(members * k) * sizeof(Scalar));
 #endif
-    if (group == 1) return kernel.svdvals(matrix_at(first), values + first * k, info + first, workspace, team, clock);
+    if (group == 1)
+      return (gram ? kernel.svdvals_gram : kernel.svdvals)(matrix_at(first), values + first * k, info + first, workspace, team,
+                                                           clock);
     MatrixView matrices[largest_group];
     for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(first + i);
     kernel.svdvals_group(matrices, members, values + first * k, info + first, workspace);
@@ -184,7 +201,7 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
     compute_values(first, members, workspaces[worker].get(), team);
     for (int64_t i = first; target && i < first + members; ++i) {
       const double* const sigma = spectra[worker].ordered(values + i * k, Order::descending);
-      current_table().stats(sigma, k, target->edge, target->smooth + i, target->fitted + i, spectra[worker].scratch());
+      table.stats(sigma, k, target->edge, target->smooth + i, target->fitted + i, spectra[worker].scratch());
     }
   };
   crew.run(apart, [&](int64_t unit, int worker) {
@@ -198,8 +215,8 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
                                                                                            : Outcome::some_failed;
 }
 
-template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)(), const StatsTarget*, StageClock*);
-template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)(), const StatsTarget*, StageClock*);
+template Outcome svdvals<float>(const BatchView&, float*, int32_t*, int, bool (*)(), Driver, const StatsTarget*, StageClock*);
+template Outcome svdvals<double>(const BatchView&, double*, int32_t*, int, bool (*)(), Driver, const StatsTarget*, StageClock*);
 
 double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 

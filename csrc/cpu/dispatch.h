@@ -31,17 +31,22 @@ void use_isa(const std::string& name);
 // What matrices of a batch go through, in order. "group" is all stages, one matrix to a SIMD lane; "norm" is what
 // is left of them for a single column.
 std::vector<std::string> stages(int64_t rows, int64_t cols, int64_t batch);
+// The same for driver "gram"; none where it has no kernel.
+std::vector<std::string> gram_stages(int64_t rows, int64_t cols);
 
 enum class Outcome { all_ok, some_failed, cancelled };
 
-// Scalar is float (float32, float16, bfloat16 input) or double. Throws std::bad_alloc.
+enum class Driver { bidiag, gram };
+
+// Scalar is float (float32, float16, bfloat16 input) or double. Throws std::bad_alloc, and
+// std::invalid_argument where the driver has no kernel for the shape.
 // interrupted, where not null, is asked about every 50 ms on the calling thread; once it answers true the call returns early with
 // Outcome::cancelled, and values and info hold nothing. Otherwise the outcome says whether every info is info_ok.
 // target, where not null, gets the statistics of each matrix as soon as its values are there; of no values (n = 0) nothing.
 // clock, where not null, has the stages' times of a single matrix added, unless it is so small that it goes in a group.
 template <typename Scalar>
 Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threads, bool (*interrupted)(),
-                const StatsTarget* target = nullptr, StageClock* clock = nullptr);
+                Driver driver = Driver::bidiag, const StatsTarget* target = nullptr, StageClock* clock = nullptr);
 
 // For a StageClock.
 double seconds_now();

@@ -12,6 +12,9 @@ static inline bool reduce_first(int64_t m, int64_t n) { return 3 * m > 5 * n; }
 static constexpr int64_t direct_size = 128;
 static inline bool directly(int64_t n) { return n <= direct_size; }
 
+// What driver "gram" has a kernel for: tall matrices, whose triangle is large enough for two stages.
+static inline bool by_gram(int64_t m, int64_t n) { return reduce_first(m, n) && !directly(n); }
+
 // All threads inside one matrix. Two against one: 129 x 129 1.1 times as fast, 192 x 192 1.5, 512 x 512 1.9.
 static inline bool shared(int64_t n) { return n > direct_size; }
 

@@ -28,6 +28,7 @@ namespace {
 #include "update.inl"
 #include "panel.inl"
 #include "reduce.inl"
+#include "gram.inl"
 #include "band.inl"
 #include "bidiagonal.inl"
 #include "values.inl"
@@ -52,8 +53,10 @@ namespace {
 extern const KernelTable SF_JOIN(kernels_, SF_ISA_NAME);
 const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     SF_STRING(SF_ISA_NAME),
-    {svdvals_workspace_bytes<float>, svdvals_float32, group_size<float>, group_workspace_bytes<float>, svdvals_group_float32},
-    {svdvals_workspace_bytes<double>, svdvals_float64, group_size<double>, group_workspace_bytes<double>, svdvals_group_float64},
+    {svdvals_workspace_bytes<float>, svdvals_float32<false>, gram_workspace_bytes, svdvals_float32<true>, group_size<float>,
+     group_workspace_bytes<float>, svdvals_group_float32},
+    {svdvals_workspace_bytes<double>, svdvals_float64<false>, gram_workspace_bytes, svdvals_float64<true>, group_size<double>,
+     group_workspace_bytes<double>, svdvals_group_float64},
     stats_workspace_bytes,
     stats,
     ranksize_slope,

@@ -76,13 +76,14 @@ template const double* SpectrumWorkspace::ordered<float>(const float*, Order);
 template const double* SpectrumWorkspace::ordered<double>(const double*, Order);
 
 bool for_each_spectrum(const SpectraView& spectra, Order order, int threads, bool (*interrupted)(),
-                       const std::function<void(int64_t row, const double* ordered, void* scratch)>& kernel) {
+                       const SpectrumKernel& kernel) {
   const int64_t n = spectra.n, count = spectra.count;
   if (count == 0) return true;
   const int64_t rows = std::max<int64_t>(1, piece_values / n), pieces = (count + rows - 1) / rows;
   Crew crew(static_cast<int>(std::min<int64_t>(threads, pieces)), interrupted);
+  const KernelTable& table = current_table();  // once: another thread may choose another meanwhile
   std::vector<SpectrumWorkspace> workspaces;
-  for (int worker = 0; worker < crew.threads(); ++worker) workspaces.emplace_back(current_table(), n);
+  for (int worker = 0; worker < crew.threads(); ++worker) workspaces.emplace_back(table, n);
   crew.run(pieces, [&](int64_t piece, int worker) {
     const Team team = crew.alone(worker);
     if (team.cancelled(team.pool)) return;
@@ -91,7 +92,7 @@ bool for_each_spectrum(const SpectraView& spectra, Order order, int threads, boo
       const double* const ordered = spectra.element == ElementType::float64
                                         ? workspace.ordered(static_cast<const double*>(spectra.values) + row * n, order)
                                         : workspace.ordered(static_cast<const float*>(spectra.values) + row * n, order);
-      kernel(row, ordered, workspace.scratch());
+      kernel(table, row, ordered, workspace.scratch());
     }
   });
   return !crew.cancelled();

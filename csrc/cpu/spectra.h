@@ -37,6 +37,8 @@ class SpectrumWorkspace {
   Block ordered_, scratch_;
 };
 
+typedef std::function<void(const KernelTable& table, int64_t row, const double* ordered, void* scratch)> SpectrumKernel;
+
 // `count` contiguous rows of n values, float32 or float64.
 struct SpectraView {
   const void* values;
@@ -44,10 +46,10 @@ struct SpectraView {
   int64_t count, n;
 };
 
-// Calls kernel(row, its ordered values, scratch) for every row, on up to `threads` threads. Throws std::bad_alloc.
-// interrupted: as in svdvals() of dispatch.h; returns false once it answered true, and not every row was computed.
-bool for_each_spectrum(const SpectraView& spectra, Order order, int threads, bool (*interrupted)(),
-                       const std::function<void(int64_t row, const double* ordered, void* scratch)>& kernel);
+// Calls kernel(the table in use, row, its ordered values, scratch) for every row, on up to `threads` threads. Throws
+// std::bad_alloc. interrupted: as in svdvals() of dispatch.h; returns false once it answered true, and not every row was
+// computed.
+bool for_each_spectrum(const SpectraView& spectra, Order order, int threads, bool (*interrupted)(), const SpectrumKernel& kernel);
 
 // Where the statistics of a batch go: one record a spectrum, next to each other.
 struct StatsTarget {

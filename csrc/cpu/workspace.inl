@@ -104,3 +104,16 @@ struct TwoStageWorkspaces {
     done = arena.take<int64_t>(n / group_sweeps + 1);
   }
 };
+
+struct GramWorkspaces {
+  TwoStageWorkspaces<double> square;  // its matrix is G, then R
+  GramWorkspace gram;
+  double* values;  // n, of the shifted matrix
+
+  GramWorkspaces(Arena& arena, int64_t m, int64_t n) : square(arena, n, n) {
+    const int64_t rows = m < gram_rows ? m : gram_rows;
+    gram.a = {arena.take<double>(Strips<double>::size(rows, square.padded_n)), rows};
+    gram.shift = arena.take<double>(1);
+    values = arena.take<double>(n);
+  }
+};

@@ -36,7 +36,7 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
         return values, info
 
     values, info = _empty_values(shape, dtype)
-    all_finite = _cpu.svdvals(*_matrices(A, values, info), _threads())
+    all_finite = _cpu.svdvals(*_matrices(A, values, info), _threads(), plan.driver == "gram")
     if check_errors and not all_finite:
         reference.raise_if_nonfinite(info)
     return values, info
@@ -81,7 +81,14 @@ def spectral_stats(A: Tensor, driver: str | None) -> tuple[Tensor, Tensor, Tenso
     values, info = _empty_values(shape, dtype)
     smooth, fitted = _empty_stats(shape[:-2])
     edge = reference_stats.bulk_edge(*shape[-2:])
-    _cpu.spectral_stats(*_matrices(A, values, info), edge, smooth.data_ptr(), fitted.data_ptr(), _threads())
+    _cpu.spectral_stats(
+        *_matrices(A, values, info),
+        edge,
+        smooth.data_ptr(),
+        fitted.data_ptr(),
+        _threads(),
+        plan.driver == "gram",
+    )
     return values, smooth, fitted
 
 
