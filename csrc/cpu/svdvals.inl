@@ -173,7 +173,7 @@ static int64_t scaled_values(const GramWorkspaces& ws, int64_t n, int exponent, 
   const Scale<double> scale = Scale<double>::of(-exponent);
   for (int64_t i = 0; i < n; ++i) {
     const double square = ws.values[i] * ws.values[i] - *ws.gram.shift;
-    values[i] = static_cast<Scalar>(scale(square > 0 ? __builtin_sqrt(square) : 0));
+    values[i] = static_cast<Scalar>(scale(square < 0 ? 0 : __builtin_sqrt(square)));
   }
   return points;
 }
