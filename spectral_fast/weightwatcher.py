@@ -34,7 +34,7 @@ _USED = {
     "weightwatcher": ("WeightWatcher", "pl_fit"),
 }
 
-# The Gram matrix has lambda_n to about c n eps (sigma_1 / sigma_n)^2, relative: c < 0.005 for the spectra and
+# The Gram matrix has lambda_n to about c n eps (sigma_1 / sigma_n)^2, relative: c < 0.02 for the spectra and
 # shapes that were tried (docs/weightwatcher.md). Where c = 1 would still be ten times better than the 1e-6 to
 # which tables agree, it is good enough.
 _GRAM_ERROR = 1e-7
