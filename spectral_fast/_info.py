@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 
 from spectral_fast import _cpu
 from spectral_fast._version import __version__
-from spectral_fast.backends import triton
+from spectral_fast.backends import cuda, triton
 from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, Plan, choose
 
 
@@ -18,11 +17,17 @@ def capabilities() -> dict[str, Any]:
 
     Keys: version, torch, cpu (built, runnable and current instruction set, threads), cuda (and ROCm:
     devices torch sees; whether CuPy and triton are installed; kernels: the operators with kernels of ours
-    there, the others being plain torch; no_kernels: why there are none), drivers (by device type).
+    there, the others being plain torch; no_kernels: by operator, why it has none), drivers (by device type).
 
-    Imports triton where it is installed, to see whether that works.
+    Imports triton and CuPy where they are installed, to see whether that works.
     """
-    kernels, missing = triton.load()
+    kernels, no_kernels = [], {}
+    for backend in (cuda, triton):
+        loaded, missing = backend.load()
+        if loaded is None:
+            no_kernels |= dict.fromkeys(backend.OPERATORS, missing)
+        else:
+            kernels += backend.OPERATORS
     devices = []
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -37,10 +42,10 @@ def capabilities() -> dict[str, Any]:
         },
         "cuda": {
             "devices": devices,
-            "cupy": importlib.util.find_spec("cupy") is not None,
+            "cupy": cuda.installed(),
             "triton": triton.installed(),
-            "kernels": list(triton.OPERATORS) if kernels else [],
-            "no_kernels": missing,
+            "kernels": kernels,
+            "no_kernels": no_kernels,
         },
         "drivers": {device: _drivers(device) for device in ("cpu", "cuda")},
     }
@@ -50,7 +55,7 @@ def _drivers(device_type: str) -> list[str]:
     available = []
     for driver in DRIVERS + TORCH_DRIVERS:
         try:
-            choose((1, 1), torch.float32, device_type, driver)
+            explain((1, 1), torch.float32, device_type, driver)
         except ValueError:
             continue
         available.append(driver)
@@ -67,4 +72,6 @@ def explain(
 
     Raises ValueError where the call would be refused.
     """
-    return choose(tuple(shape), dtype, torch.device(device).type, driver)
+    kind = torch.device(device).type
+    missing = cuda.load()[1] if kind == "cuda" else ""
+    return choose(tuple(shape), dtype, kind, driver, cuda_missing=missing)

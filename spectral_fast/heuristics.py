@@ -17,10 +17,15 @@ REDUCE_RATIO = 5 / 3
 DIRECT_SIZE = 128
 GROUPED_SIZE, GROUPED_ENTRIES, GROUPED_BATCH, ALWAYS_GROUPED_ENTRIES = 64, 8192, 8, 64
 
+# On CUDA: columns of a panel and width of the band, a lane of a warp for each: `block` in csrc/cuda/kernels.h.
+CUDA_BLOCK = 32
+# Matrices that a block of threads holds whole. Two stages cost no more from the third panel on.
+CUDA_DIRECT_SIZE, CUDA_DIRECT_ROWS = 64, 128
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The path of one call: ``backend`` ("cpu", "reference"), ``driver``, ``stages`` in order, ``reason``."""
+    """The path of one call: ``backend`` ("cpu", "cuda", "reference"), ``driver``, ``stages`` in order, ``reason``."""
 
     backend: str
     driver: str
@@ -31,8 +36,17 @@ class Plan:
         return f"{self.backend}:{self.driver} [{' -> '.join(self.stages)}] because {self.reason}"
 
 
-def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver: str | None = None) -> Plan:
+def choose(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device_type: str,
+    driver: str | None = None,
+    *,
+    cuda_missing: str = "",
+) -> Plan:
     """The plan for svdvals of a tensor of this shape (\\*, m, n).
+
+    cuda_missing: why the CUDA kernels do not run on this machine; empty where they do.
 
     Raises ValueError for what svdvals does not take: the shape, the dtype, a driver that is unknown or that
     the device lacks.
@@ -46,15 +60,19 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver:
     if driver is not None and driver not in DRIVERS + TORCH_DRIVERS:
         raise ValueError(f"driver {driver!r} is unknown: choose from {', '.join(DRIVERS)} or None")
     native = device_type == "cpu" and dtype in REAL_DTYPES
+    cuda = device_type == "cuda" and dtype in REAL_DTYPES
 
     if driver is None:
         if native:
             return _native_plan(shape, "CPU kernels exist for this dtype")
-        why = (
-            f"no kernel of ours runs on {device_type}"
-            if device_type != "cpu"
-            else f"no kernel of ours takes {dtype}"
-        )
+        if cuda and not cuda_missing:
+            return _cuda_plan(shape, "CUDA kernels exist for this dtype")
+        if cuda:
+            why = f"the CUDA kernels do not run here: {cuda_missing}"
+        elif device_type in ("cpu", "cuda"):
+            why = f"no kernel of ours takes {dtype}"
+        else:
+            why = f"no kernel of ours runs on {device_type}"
         return Plan("reference", "torch", ("torch.linalg.svdvals",), why)
     asked = f"driver={driver!r} was asked for"
     if driver == "torch":
@@ -65,6 +83,10 @@ def choose(shape: tuple[int, ...], dtype: torch.dtype, device_type: str, driver:
         return Plan("reference", "gram", ("float64 Gram matrix", "torch.linalg.eigvalsh"), asked)
     if driver == "bidiag" and native:
         return _native_plan(shape, asked)
+    if driver == "bidiag" and cuda:
+        if cuda_missing:
+            raise ValueError(f"driver 'bidiag' is not available on this GPU: {cuda_missing}")
+        return _cuda_plan(shape, asked)
     if driver in TORCH_DRIVERS and device_type == "cuda":
         return Plan("reference", driver, (f"torch.linalg.svdvals(driver={driver!r})",), asked)
     raise ValueError(
@@ -97,3 +119,25 @@ def _native_plan(shape: tuple[int, ...], reason: str) -> Plan:
         stages.insert(0, "reduce")
         reason += "; tall enough for QR first"
     return Plan("cpu", "bidiag", tuple(stages), reason)
+
+
+def cuda_direct(m: int, n: int) -> bool:
+    """Whether a block of threads bidiagonalizes an m x n matrix, m >= n, by itself."""
+    return n <= CUDA_DIRECT_SIZE and m <= CUDA_DIRECT_ROWS
+
+
+def cuda_reduce(m: int, n: int) -> bool:
+    """Whether an m x n matrix, m >= n, goes through its QR factorization first."""
+    return m > REDUCE_RATIO * n and not cuda_direct(m, n)
+
+
+def _cuda_plan(shape: tuple[int, ...], reason: str) -> Plan:
+    m, n = max(shape[-2:]), min(shape[-2:])
+    stages = ["bidiagonal", "values"]
+    if n > CUDA_DIRECT_SIZE:
+        stages.insert(0, "band")
+        reason += "; large enough for two stages"
+    if cuda_reduce(m, n):
+        stages.insert(0, "reduce")
+        reason += "; tall enough for QR first"
+    return Plan("cuda", "bidiag", tuple(stages), reason)

@@ -13,6 +13,7 @@ import torch
 
 import spectral_fast as sf
 from spectral_fast import _cpu
+from spectral_fast.backends import cuda
 from spectral_fast.heuristics import DRIVERS
 
 
@@ -56,7 +57,8 @@ TWO_STAGES = ("band", "bidiagonal", "values")
         ((3072, 128), torch.float64, "cpu", "gram", ("reference", "gram", None)),
         ((5, 4), torch.float32, "cpu", "torch", ("reference", "torch", ("torch.linalg.svdvals",))),
         ((5, 4), torch.complex64, "cpu", None, ("reference", "torch", ("torch.linalg.svdvals",))),
-        ((5, 4), torch.float32, "cuda", None, ("reference", "torch", ("torch.linalg.svdvals",))),
+        ((5, 4), torch.complex64, "cuda", None, ("reference", "torch", ("torch.linalg.svdvals",))),
+        ((5, 4), torch.float32, "cuda", "torch", ("reference", "torch", ("torch.linalg.svdvals",))),
         ((5, 4), torch.float32, "cuda", "gesvdj", ("reference", "gesvdj", None)),
     ],
 )
@@ -67,6 +69,33 @@ def test_explain(
     assert (plan.backend, plan.driver) == expected[:2]
     assert expected[2] in (None, plan.stages)
     assert plan.reason in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stages"),
+    [
+        ((5, 4), ("bidiagonal", "values")),
+        ((7, 64, 128), ("bidiagonal", "values")),
+        ((129, 64), ("reduce", "bidiagonal", "values")),
+        ((65, 65), TWO_STAGES),
+        ((3072, 768), ("reduce", *TWO_STAGES)),
+    ],
+)
+def test_explain_on_cuda(
+    shape: tuple[int, ...], stages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "load", lambda: (object(), ""))
+    for driver in (None, "bidiag"):
+        plan = sf.explain(shape, torch.bfloat16, "cuda", driver)
+        assert (plan.backend, plan.driver, plan.stages) == ("cuda", "bidiag", stages)
+
+    monkeypatch.setattr(cuda, "load", lambda: (None, "CuPy is not installed"))
+    plan = sf.explain(shape, torch.bfloat16, "cuda")
+    assert (plan.backend, plan.driver) == ("reference", "torch")
+    assert plan.reason == "the CUDA kernels do not run here: CuPy is not installed"
+    with pytest.raises(ValueError, match="'bidiag' is not available on this GPU: CuPy is not installed"):
+        sf.explain(shape, device="cuda", driver="bidiag")
+    assert "bidiag" not in sf.capabilities()["drivers"]["cuda"]
 
 
 def test_explain_names_the_stages_that_run() -> None:
@@ -88,8 +117,8 @@ def test_explain_refuses_what_the_call_would() -> None:
         sf.explain((-3, 3))
     with pytest.raises(ValueError, match="needs two dimensions"):
         sf.explain((3,))
-    with pytest.raises(ValueError, match=r"'bidiag' is not available for torch\.float32 on cuda"):
-        sf.explain((3, 3), device="cuda", driver="bidiag")
+    with pytest.raises(ValueError, match=r"'jacobi' is not available for torch\.float32 on cuda"):
+        sf.explain((3, 3), device="cuda", driver="jacobi")
     with pytest.raises(ValueError, match=r"'gesvd' is not available for torch\.float32 on cpu"):
         sf.explain((3, 3), driver="gesvd")
 

@@ -1,4 +1,4 @@
-"""When the operators run on the Triton kernels: triton absent, broken or there, and never at import."""
+"""When the operators run on the GPU kernels: triton and CuPy absent, broken or there, and never at import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logging.basicConfig(level=logging.DEBUG)
 import torch
 before = set(sys.modules)
 import spectral_fast as sf
-imported = sorted(name for name in set(sys.modules) - before if name.split(".")[0] == "triton")
+imported = sorted(name for name in set(sys.modules) - before if name.split(".")[0] in ("triton", "cupy"))
 registered = [
     name for name in ("svdvals_ex", "stats_from_svdvals", "spectral_stats", "fit_powerlaw", "hill_alpha")
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"spectral_fast::{{name}}", "CUDA")
@@ -49,19 +49,44 @@ def test_with_triton() -> None:
     pytest.importorskip("triton", reason="triton is not installed: the test extra has it on Linux")
     seen, _ = state()
     assert seen["imported"] == []
-    assert sorted(seen["registered"]) == sorted(backend.OPERATORS)
-    assert seen["found"]["kernels"] == list(backend.OPERATORS)
+    assert sorted(seen["registered"]) == sorted(["svdvals_ex", *backend.OPERATORS])
+    assert seen["found"]["kernels"] == ["svdvals_ex", *backend.OPERATORS]
     assert seen["found"]["triton"]
-    assert seen["found"]["no_kernels"] == ""
+    assert seen["found"]["cupy"]
+    assert seen["found"]["no_kernels"] == {}
 
 
 @pytest.mark.parametrize("stand_in", ["None", "type(sys)('triton')"])
 def test_without_triton(stand_in: str) -> None:
     seen, _ = state(before=f"sys.modules['triton'] = {stand_in}")
-    assert seen["registered"] == []
+    assert seen["registered"] == ["svdvals_ex"]
     assert seen["found"]["kernels"] == []
     assert not seen["found"]["triton"]
-    assert seen["found"]["no_kernels"] == "triton is not installed"
+    assert seen["found"]["no_kernels"] == {
+        "svdvals_ex": "triton is not installed: pip install 'spectral_fast[cuda]'",
+        **dict.fromkeys(backend.OPERATORS, "triton is not installed"),
+    }
+
+
+@pytest.mark.parametrize("stand_in", ["None", "type(sys)('cupy')"])
+def test_without_cupy(stand_in: str) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: the test extra has it on Linux")
+    seen, _ = state(before=f"sys.modules['cupy'] = {stand_in}")
+    assert seen["found"]["kernels"] == list(backend.OPERATORS)
+    assert not seen["found"]["cupy"]
+    assert seen["found"]["no_kernels"] == {
+        "svdvals_ex": "CuPy is not installed: pip install 'spectral_fast[cuda]'"
+    }
+
+
+def test_broken_cupy(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: the test extra has it on Linux")
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy/__init__.py").write_text("raise OSError('libcuda.so.1: cannot open')\n")
+    seen, _ = state(path=tmp_path)
+    assert seen["found"]["no_kernels"] == {
+        "svdvals_ex": "CuPy is installed but its import fails: OSError: libcuda.so.1: cannot open"
+    }
 
 
 def test_broken_triton(tmp_path: Path) -> None:
@@ -84,7 +109,8 @@ for got, want in (
     )
     reason = "triton is installed but its import fails: OSError: libtriton.so: invalid ELF header"
     assert seen["found"]["kernels"] == []
-    assert seen["found"]["no_kernels"] == reason
+    assert set(seen["found"]["no_kernels"]) == {"svdvals_ex", *backend.OPERATORS}
+    assert all(reason in why for why in seen["found"]["no_kernels"].values())
     assert (
         log.count(f"WARNING:spectral_fast.backends.triton:statistics on the GPU run in plain torch: {reason}")
         == 1

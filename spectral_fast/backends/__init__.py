@@ -1,5 +1,5 @@
 """Implementations of the operators. Importing this package registers them."""
 
-from spectral_fast.backends import cpu, reference, reference_stats, triton
+from spectral_fast.backends import cpu, cuda, reference, reference_stats, triton
 
-__all__ = ["cpu", "reference", "reference_stats", "triton"]
+__all__ = ["cpu", "cuda", "reference", "reference_stats", "triton"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,22 +14,6 @@ from spectral_fast.cuda.sources import Types, options, source
 
 # A tensor is passed as its address, None as a null pointer, a number as a long long: kernels take nothing else.
 Argument = Tensor | int | None
-
-
-class Launcher(Protocol):
-    """What runs a kernel: CuPy on a GPU, an emulator in the tests."""
-
-    def __call__(
-        self,
-        stage: str,
-        kernel: str,
-        types: Types,
-        grid: tuple[int, int],
-        threads: int,
-        args: Sequence[Argument],
-        shared: int = 0,
-    ) -> None:
-        """Queue csrc/cuda/<stage>.cu's `kernel` on grid blocks of `threads`, with `shared` bytes for each."""
 
 
 @functools.cache

@@ -1,0 +1,116 @@
+"""The pipeline of spectral_fast/cuda behind svdvals_ex on CUDA.
+
+Nothing here waits for the device unless asked to check errors, after the first call on a device: that one
+compiles the kernels and compares their values with LAPACK's. CuPy and triton are imported by the first call on a
+GPU or by capabilities(), not before.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_fast import _ops
+from spectral_fast.backends import reference, triton
+from spectral_fast.heuristics import choose
+
+_log = logging.getLogger(__name__)
+
+# The operators that run on kernels of ours where these load; backends/triton.py has the others.
+OPERATORS = ("svdvals_ex",)
+
+_EXTRA = "pip install 'spectral_fast[cuda]'"
+
+
+def installed() -> bool:
+    """Whether there is a CuPy to import; whether that works is not known before it is tried."""
+    try:
+        return importlib.util.find_spec("cupy") is not None
+    except ValueError:  # a stand-in in sys.modules, without a spec
+        return False
+
+
+@functools.cache
+def load() -> tuple[Any, str]:
+    """spectral_fast.cuda.pipeline, or None and why: this is ROCm, a package is missing or its import fails."""
+    if torch.version.hip is not None:
+        return None, "on ROCm only the statistics have kernels"
+    kernels, missing = triton.load()
+    if kernels is None:
+        return None, f"{missing}: {_EXTRA}"
+    if not installed():
+        return None, f"CuPy is not installed: {_EXTRA}"
+    try:
+        import cupy  # noqa: F401
+
+        from spectral_fast.cuda import pipeline
+    except Exception as error:  # a broken installation raises anything
+        return None, f"CuPy is installed but its import fails: {type(error).__name__}: {error}"
+    return pipeline, ""
+
+
+@reference.implements("svdvals_ex", "CUDA")
+def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
+    """The operator on a GPU: all matrices of a batch through each stage together."""
+    with torch.cuda.device_of(A):
+        ours = driver in (None, "bidiag") and A.dtype in _ops.REAL_DTYPES
+        missing = _missing(A.device, _ops.compute_dtype(A.dtype)) if ours else ""
+        plan = choose(A.shape, A.dtype, "cuda", driver, cuda_missing=missing)
+        reference.log_plan(A, plan)
+        values, info = _svdvals(A) if plan.backend == "cuda" else reference.svdvals(A, plan.driver)
+    if check_errors:
+        reference.raise_if_nonfinite(info)
+    return values, info
+
+
+def _svdvals(A: Tensor) -> tuple[Tensor, Tensor]:
+    *batch, m, n = A.shape
+    values = A.new_empty((*batch, min(m, n)), dtype=_ops.values_dtype(A.dtype))
+    info = A.new_zeros(batch, dtype=torch.int32)
+    if values.numel():
+        tall = A.reshape(math.prod(batch), m, n)
+        pipeline, _ = load()
+        pipeline.svdvals(
+            tall if m >= n else tall.mT,
+            values.view(-1, min(m, n)),
+            info.view(-1),
+            pipeline.chip_of(A.device),
+        )
+    return values, info
+
+
+@functools.cache
+def _missing(device: torch.device, dtype: torch.dtype) -> str:
+    """Why matrices of this dtype on this device are torch's; empty where the pipeline is right."""
+    missing = load()[1] or _wrong(device, dtype)
+    if missing:
+        _log.warning("singular values of %s on %s are computed by torch: %s", dtype, device, missing)
+    return missing
+
+
+def _wrong(device: torch.device, dtype: torch.dtype) -> str:
+    """What the pipeline does wrong on matrices that take it through every stage; empty if nothing."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "svdvals compiles and checks its kernels in its first call on a device, which a CUDA graph cannot "
+            f"capture: call it once with {dtype} on {device} before the capture"
+        )
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 200, 97), (3, 40, 30)):
+        A = torch.randn(shape, dtype=dtype, generator=generator)
+        want = torch.linalg.svdvals(A.to(torch.float64))
+        try:
+            got = _svdvals(A.to(device))[0].to("cpu", torch.float64)
+        except Exception as error:  # of a compiler, a driver, a launch
+            return f"their kernels fail there: {type(error).__name__}: {error}"
+        # The contract has 2 here; a wrong kernel errs by orders of magnitude more.
+        off = float(((got - want).abs().amax(-1) / want[:, 0]).max()) / torch.finfo(dtype).eps
+        if not off <= 8:
+            return f"their kernels err by {off:.3g} eps sigma_1 on {'x'.join(map(str, shape))} matrices there"
+    return ""

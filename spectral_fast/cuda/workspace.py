@@ -1,0 +1,69 @@
+"""How much memory the pipeline takes on a GPU, and how many matrices it therefore takes at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from spectral_fast.cuda.sources import Types
+from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
+from spectral_fast.heuristics import cuda_direct, cuda_reduce
+
+# What a call may take beside its input and output, from torch's allocator: 500 matrices of 768 x 768 in float32, or 50 of
+# 2048 x 2048, several for each multiprocessor. More at once gains little, and a look must not crowd out the training step.
+WORKSPACE_BYTES = 2 << 30
+
+
+class Chip(NamedTuple):
+    """What decides about a launch: shared memory a block of threads may have, and whether float64 is fast."""
+
+    shared_bytes: int
+    fast_float64: bool
+
+
+# Compute capabilities that do float64 at half the rate of float32. All others do it at 1/32 or 1/64.
+FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+
+
+def padded(size: int) -> int:
+    """The size that the kernels work on."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def band_size(n: int) -> int:
+    """Entries of the band of a matrix: `band_size` in csrc/cuda/kernels.h."""
+    return (n + BLOCK) * 3 * BLOCK + 2 * BLOCK
+
+
+def panel_bytes(rows: int, scalar: torch.dtype) -> int:
+    """What a panel takes of shared memory or, where that is too small, of a workspace."""
+    raise NotImplementedError
+
+
+def panel_scratch(rows: int, scalar: torch.dtype, chip: Chip) -> int:
+    """Bytes of workspace for the longest panel of a matrix; zero where panels are in shared memory."""
+    size = panel_bytes(rows, scalar)
+    return 0 if size <= chip.shared_bytes else size
+
+
+def matrix_bytes(m: int, n: int, types: Types, chip: Chip) -> int:
+    """The workspace of one m x n matrix, m >= n."""
+    scalar, wide = types.scalar.itemsize, types.wide.itemsize
+    values = n * (7 * wide + 4) + 2 * wide + 8  # d, e, squares, roots; counts; range; exponent, info
+    if cuda_direct(m, n):
+        return m * n * scalar + values
+    rows, cols = padded(m), padded(n)
+    size = rows * cols * scalar + values
+    size += 2 * BLOCK * (rows + cols) * scalar + BLOCK * BLOCK * scalar  # left and right, t
+    size += panel_scratch(rows, types.scalar, chip)
+    if cuda_reduce(m, n):
+        size += cols * cols * scalar
+    if n > BLOCK:
+        size += band_size(n) * wide
+    return size
+
+
+def chunk(m: int, n: int, types: Types, chip: Chip) -> int:
+    """How many matrices are worked on together: as many as WORKSPACE_BYTES hold, but one at least."""
+    return max(1, WORKSPACE_BYTES // matrix_bytes(m, n, types, chip))

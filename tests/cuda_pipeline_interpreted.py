@@ -1,0 +1,291 @@
+"""The whole GPU pipeline on a pretend device; test_cuda_pipeline.py runs this file.
+
+`svdvals` and the rest are called with tensors that say they are on a GPU and go through the dispatcher as such.
+Below it everything is what runs on a GPU, host code, CUDA sources, Triton kernels, but for three replacements:
+memory is the CPU's, CUDA kernels run in the emulator, Triton kernels in triton's interpreter (TRITON_INTERPRET
+has to be set before triton is imported, hence a process of its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import spectral_fast as sf
+from spectral_fast import _ops
+from spectral_fast.backends import cuda as backend
+from spectral_fast.backends import triton as statistics
+from spectral_fast.cuda import pipeline, workspace
+from spectral_fast.cuda.sources import Types
+from spectral_fast.cuda.workspace import Chip
+from spectral_fast.stats import scalar_fields
+from tests.cuda_emulator import Emulator
+from tests.oracles.accuracy import exact_values, judge
+from tests.oracles.zoo import FLOAT64_ONLY, ZOO
+from tests.test_accuracy import CASES
+from tests.test_stats_values import same_bits
+
+KERNELS = {
+    _ops.svdvals_ex: backend.svdvals_ex,
+    _ops.spectral_stats: statistics.spectral_stats,
+    _ops.stats_from_svdvals: statistics.stats_from_svdvals,
+}
+
+CHIPS = {
+    "sm_90": Chip(227 * 1024, fast_float64=True),
+    "sm_89": Chip(99 * 1024, fast_float64=False),
+}
+
+
+class Pretend(Tensor):
+    """A tensor that says it is on a GPU. Operators of ours run as they are registered there."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Pretend:
+        return Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device="cuda"
+        )
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inner = [arg.inner if isinstance(arg, Pretend) else arg for arg in args]
+        out = KERNELS.get(func, func)(*inner, **(kwargs or {}))
+        if isinstance(out, tuple):
+            return tuple(map(Pretend, out))
+        return Pretend(out) if isinstance(out, Tensor) else out
+
+
+@pytest.fixture(autouse=True)
+def pretend_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    use_chip("sm_90", monkeypatch)
+    monkeypatch.setattr(pipeline, "launch", Emulator(order="forward"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    yield
+    backend._missing.cache_clear()
+
+
+def use_chip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "chip_of", lambda device: CHIPS[name])
+
+
+def svdvals(A: Tensor, **options: Any) -> Tensor:
+    S = sf.svdvals(Pretend(A), **options)
+    assert isinstance(S, Pretend)
+    return S.inner
+
+
+def check(got: Tensor, A: Tensor) -> None:
+    """The contract, value by value, for each matrix."""
+    assert got.dtype == _ops.values_dtype(A.dtype)
+    assert (got.diff(dim=-1) <= 0).all()
+    assert (got >= 0).all()
+    for a, s in zip(A.flatten(0, -3) if A.dim() > 2 else [A], got.reshape(-1, got.shape[-1]), strict=True):
+        accuracy = judge(a, s, exact_values(a))
+        assert accuracy.holds, accuracy
+
+
+def matrix(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_stage_of_a_batch(dtype: torch.dtype, chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_chip(chip, monkeypatch)
+    A = matrix((3, 192, 192), dtype)
+    check(svdvals(A), A)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize(("dtype", "name"), CASES, ids=lambda v: str(v).removeprefix("torch."))
+def test_zoo(dtype: torch.dtype, name: str, chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two panels and a rest; tall through QR; small ones directly."""
+    use_chip(chip, monkeypatch)
+    for shape in ((90, 75), (140, 70), (40, 33)):
+        a = {**ZOO, **FLOAT64_ONLY}[name](*shape, torch.Generator().manual_seed(0)).to(dtype)
+        check(svdvals(a), a)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *[(2, 320, 97), (97, 320), (2, 150, 100), (2, 2, 65, 65)],  # tall, wide, between, batches
+        *[(5, 40, 30), (2, 64, 128), (2, 300, 20), (2, 20, 300)],  # directly; after QR
+        *[(3, 1, 1), (2, 7, 1), (1, 500), (2, 2), (33, 32), (3, 128, 64), (129, 64)],
+    ],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+def test_shapes(shape: tuple[int, ...]) -> None:
+    A = matrix(shape, torch.float32)
+    check(svdvals(A), A)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 4, 0)])
+def test_empty(shape: tuple[int, ...]) -> None:
+    got = svdvals(torch.zeros(shape))
+    assert got.shape == torch.linalg.svdvals(torch.zeros(shape)).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precisions(dtype: torch.dtype) -> None:
+    A = matrix((2, 100, 70), dtype)
+    got = svdvals(A)
+    assert got.dtype == torch.float32
+    check(got, A.to(torch.float32))
+
+
+def test_strides() -> None:
+    whole = matrix((70, 4, 100, 2), torch.float32)
+    for A in (whole[:, :3, :, 1].permute(1, 0, 2), whole[:, 0, :, 0].mT, whole[1:, 2, ::3, 0].expand(2, -1, -1)):
+        assert not A.is_contiguous()
+        assert same_bits(svdvals(A), svdvals(A.contiguous()))
+        check(svdvals(A), A)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e37])
+def test_scales(scale: float) -> None:
+    """A power of two comes out as it went in; others within the bound."""
+    A = matrix((2, 80, 70), torch.float32) / 8
+    check(svdvals(A * scale), A * scale)
+    two = 2.0 ** round(torch.tensor(scale).log2().item())
+    assert same_bits(svdvals(A * two), svdvals(A) * two)
+
+
+def test_zero_matrices() -> None:
+    A = matrix((3, 100, 80), torch.float32)
+    A[1] = 0
+    got = svdvals(A)
+    assert (got[1] == 0).all()
+    check(got, A)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(3, 100, 80), (3, 30, 20), (3, 300, 20)])
+def test_a_bad_matrix_spoils_only_itself(shape: tuple[int, ...], bad: float) -> None:
+    A = matrix(shape, torch.float32)
+    good = svdvals(A)
+    A[1, 3, 5] = bad
+    S, info = sf.svdvals_ex(Pretend(A))
+    assert info.inner.tolist() == [0, 1, 0]
+    assert S.inner[1].isnan().all()
+    assert same_bits(S.inner[0], good[0])
+    assert same_bits(S.inner[2], good[2])
+    with pytest.raises(torch.linalg.LinAlgError, match=r"Batch element 1\).*non-finite"):
+        svdvals(A)
+
+
+@pytest.mark.parametrize("shape", [(5, 100, 80), (5, 30, 20), (5, 200, 70)])
+def test_chunks_change_no_bit(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    A = matrix(shape, torch.float32)
+    whole = svdvals(A)
+    one = workspace.matrix_bytes(*shape[1:], Types(torch.float32, torch.float64), CHIPS["sm_90"])
+    monkeypatch.setattr(workspace, "WORKSPACE_BYTES", 2 * one + 1)
+    assert workspace.chunk(*shape[1:], Types(torch.float32, torch.float64), CHIPS["sm_90"]) == 2
+    assert same_bits(svdvals(A), whole)
+    for i in range(5):
+        assert same_bits(svdvals(A[i]), whole[i])
+
+
+class Allocations(TorchDispatchMode):
+    """Adds up what is allocated, as if nothing were ever freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and not any(
+            isinstance(arg, Tensor) and arg.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+            for arg in args
+        ):
+            self.bytes += out.untyped_storage().nbytes()
+        return out
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 100, 80), (3, 30, 20), (3, 200, 70), (3, 300, 20), (1, 900, 70)])
+def test_the_workspace_is_what_the_function_says(
+    shape: tuple[int, ...], dtype: torch.dtype, chip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, m, n = shape
+    A = matrix(shape, dtype)
+    S, info = A.new_empty((batch, n)), torch.zeros(batch, dtype=torch.int32)
+    with Allocations() as found:
+        pipeline.svdvals(A, S, info, CHIPS[chip])
+    types = pipeline.types_for(dtype, CHIPS[chip])
+    said = batch * workspace.matrix_bytes(m, n, types, CHIPS[chip])
+    assert 0.9 * said <= found.bytes <= said
+
+
+def test_statistics_follow_on_the_device() -> None:
+    A = matrix((2, 90, 70), torch.float32)
+    got = sf.spectral_stats(Pretend(A), return_svdvals=True)
+    want = sf.stats_from_svdvals(got.svdvals.inner, shape=(90, 70))
+    assert same_bits(got.svdvals.inner, svdvals(A))
+    for name in scalar_fields():
+        assert getattr(got, name).device.type == "cuda"
+        torch.testing.assert_close(getattr(got, name).inner, getattr(want, name), rtol=1e-10, atol=0)
+
+
+def test_drivers(caplog: pytest.LogCaptureFixture) -> None:
+    A = matrix((2, 90, 70), torch.float32)
+    with caplog.at_level("DEBUG", logger="spectral_fast"):
+        assert same_bits(svdvals(A, driver="bidiag"), svdvals(A))
+        assert "cuda:bidiag [band -> bidiagonal -> values]" in caplog.messages[-1]
+        torch.testing.assert_close(svdvals(A, driver="torch"), torch.linalg.svdvals(A), rtol=0, atol=0)
+        assert "reference:torch" in caplog.messages[-1]
+
+
+def test_thread_order_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = matrix((2, 230, 130), torch.float32)
+    forward = svdvals(A)
+    for order in ("reverse", "random"):
+        monkeypatch.setattr(pipeline, "launch", Emulator(order=order))
+        assert same_bits(svdvals(A), forward)
+
+
+def test_a_kernel_that_is_wrong_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first call on a device checks; a warning says what runs instead."""
+
+    def values_off(*args: Any) -> None:
+        emulate(*args)
+        if args[1] == "finish":
+            args[5][-1].mul_(1 + 1e-5)
+
+    emulate = Emulator(order="forward")
+    monkeypatch.setattr(pipeline, "launch", values_off)
+    A = matrix((2, 90, 70), torch.float32)
+    torch.testing.assert_close(svdvals(A), torch.linalg.svdvals(A), rtol=0, atol=0)
+    assert "computed by torch: their kernels err by" in caplog.text
+    with pytest.raises(ValueError, match="'bidiag' is not available on this GPU: their kernels err by"):
+        svdvals(A, driver="bidiag")
+
+
+def test_a_kernel_that_fails_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*args: Any) -> None:
+        raise RuntimeError("nvrtc: invalid value for --gpu-architecture")
+
+    monkeypatch.setattr(pipeline, "launch", fails)
+    A = matrix((2, 90, 70), torch.float32)
+    torch.testing.assert_close(svdvals(A), torch.linalg.svdvals(A), rtol=0, atol=0)
+    assert "their kernels fail there: RuntimeError: nvrtc: invalid value" in caplog.text
+
+
+def test_a_first_call_in_a_graph_capture_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="call it once with torch.float32 on .* before the capture"):
+        svdvals(torch.ones(2, 90, 70))
