@@ -2,7 +2,9 @@
 
 The host code of backends/triton.py runs on CPU tensors with its launches recorded; triton's own binder turns
 each into signature, constants and attributes. So what is compiled is what a GPU would get, block sizes and
-alignment included. Registers and spills are read from the binaries.
+alignment included. Registers, spills and instructions are read from the binaries.
+
+The kernels of `load` and `band` are launched by functions of their own modules, recorded likewise.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime import jit  # noqa: E402
 
 from spectral_fast.backends import triton as backend  # noqa: E402
+from spectral_fast.triton import band  # noqa: E402
+from spectral_fast.triton import load as loading  # noqa: E402
 from spectral_fast.triton import stats as kernels  # noqa: E402
 
 # Chip: its target, and the shared memory a block may have (CUDA C++ Programming Guide; CDNA 3 ISA).
@@ -32,10 +36,14 @@ CHIPS = {
     "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
 }
+CONSUMER = {f"sm_{number}": (GPUTarget("cuda", number, 32), 99 * 1024) for number in (86, 89, 120)}
 # What the block sizes were chosen for: see the constants beside the kernels.
 REGISTERS = dict.fromkeys(("spectrum_kernel", "tail_kernel", "threshold_kernel"), 128)
 REGISTERS |= dict.fromkeys(("distance_kernel", "fitted_kernel", "fit_kernel"), 64)
 DTYPES = (torch.float32, torch.float64)
+HALF = (torch.float16, torch.bfloat16)
+# Products: two programs of twice the warps in float64, or four and more in float32, share 65536 registers.
+PIPELINE_REGISTERS = {torch.float32: 128, torch.float64: 192} | dict.fromkeys(HALF, 128)
 
 
 class Launch(NamedTuple):
@@ -73,8 +81,11 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
     parsed, signature, constants, attributes = kernel._pack_args(
         compiler, options, bound, specialization, options
     )
-    pointers = {i for i, kind in enumerate(signature.values()) if kind.startswith("*")}
-    assert pointers == {i for (i,), found in attributes.items() if ["tt.divisibility", 16] in found}
+    for i, (param, kind) in enumerate(zip(kernel.params, signature.values(), strict=True)):
+        # Pointers are aligned, but for a matrix that may begin anywhere.
+        if kind.startswith("*"):
+            aligned = ["tt.divisibility", 16] in attributes.get((i,), [])
+            assert aligned != param.do_not_specialize_on_alignment, param.name
     source = ASTSource(kernel, signature, constants, attributes)
     binary = triton.compile(source, target=target, options=parsed.__dict__)
     # A launch refuses a global constant that differs from what it was, as a NaN does from itself.
@@ -82,19 +93,23 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
     return binary
 
 
+def disassembly(binary: Any, target: GPUTarget, folder: Path, what: str = "-sass") -> str:
+    """The machine code; what="--dump-resource-usage": what a cubin needs."""
+    if target.backend == "hip":
+        return binary.asm["amdgcn"]
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(binary.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, what, cubin], capture_output=True, text=True, check=True).stdout
+
+
 def resources(binary: Any, target: GPUTarget, folder: Path) -> dict[str, int]:
     """Registers a thread, and bytes or registers of spills, from the binary."""
+    text = disassembly(binary, target, folder, "--dump-resource-usage")
     if target.backend == "hip":
-        text = binary.asm["amdgcn"]
         names = ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
         found = {name: re.findall(rf"^\s*\.{name}:\s*(\d+)", text, re.MULTILINE) for name in names}
     else:
-        cubin = folder / "kernel.cubin"
-        cubin.write_bytes(binary.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-        ).stdout
         found = {name: re.findall(rf"\b{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")}
     assert all(len(values) == 1 for values in found.values()), text
     return {name: int(values[0]) for name, values in found.items()}
@@ -138,6 +153,122 @@ def test_every_kernel_compiles_without_spills(
             assert not re.findall(r"\b(?:add|sub|mul)\.f64", binary.asm["ptx"]), name
 
 
+def launch_load(dtype: torch.dtype, batch: int = 3, m: int = 100, n: int = 70) -> None:
+    """By rows and by columns, from an address that is aligned to an entry and no more."""
+    memory = torch.ones(batch * m * n + 1, dtype=dtype)[1:]
+    rows, cols = (-(-size // band.BLOCK) * band.BLOCK for size in (m, n))
+    loading.load(memory.view(batch, m, n), rows, cols)
+    loading.load(memory.view(batch, n, m).transpose(1, 2), rows, cols)
+
+
+def launch_band(dtype: torch.dtype, batch: int = 3, rows: int = 128, cols: int = 96, top: int = 32) -> None:
+    b = band.BLOCK
+    shapes = (batch, rows, cols), (batch, rows, 2 * b), (batch, 2 * b, cols), (batch, b, b)
+    a, left, right, t = (torch.ones(shape, dtype=dtype) for shape in shapes)
+    band.left_product(a, left, right, t, top)
+    band.right_product(a, left, right, t, top)
+    for rank in (b, 2 * b):
+        band.update(a, left, right, top, rank)
+
+
+def check_pipeline(launch: Launch, target: GPUTarget, shared_limit: int, folder: Path) -> None:
+    name, dtype = launch.kernel.__name__, launch.args[0].dtype
+    binary = compiled(launch, target)
+    found, code = resources(binary, target, folder), disassembly(binary, target, folder)
+    print(target.arch, name, dtype, launch.options, binary.metadata.shared, found)  # pytest -rP shows them
+    registers = found.pop("vgpr_count" if target.backend == "hip" else "REG")
+    assert 0 < registers <= PIPELINE_REGISTERS[dtype], name
+    assert not any(found.values()), (name, found)
+    assert binary.metadata.shared <= shared_limit
+    assert binary.metadata.num_warps == launch.options["num_warps"]
+    assert re.search(r"arith\.muli .*: i64", binary.asm["ttir"]), name
+    assert not re.search(r"\b(?:ATOM|ATOMG|ATOMS|RED|REDG)\b|_atomic_", code), name
+    # A subnormal is scaled, not flushed.
+    if target.backend == "cuda":
+        assert "ftz" not in binary.asm["ptx"], name
+    else:
+        assert re.search(r"\.amdhsa_float_denorm_mode_32 3$", code, re.MULTILINE), name
+    if launch.kernel in (loading.peak_kernel, loading.load_kernel):
+        return
+
+    # Products of float32 are products of float32; float64 is multiplied by tensor cores where they are fast.
+    assert set(re.findall(r"inputPrecision = (\w+)", binary.asm["ttir"])) <= {"ieee"}, name
+    double = dtype == torch.float64
+    if target.backend == "hip":
+        assert set(re.findall(r"v_mfma_(\w+?)_\d+x\d+", code)) == {"f64" if double else "f32"}, name
+        assert "xf32" not in code
+        return
+    opcodes = set(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*)", code))
+    tensor_cores = {opcode for opcode in opcodes if "MMA" in opcode}
+    assert tensor_cores == ({"DMMA"} if double and target.arch in (80, 90) else set()), (name, tensor_cores)
+    scalar = opcodes & {"FFMA", "FFMA2", "DFMA"}  # HFMA2 moves constants
+    assert scalar <= ({"DFMA"} if double else {"FFMA", "FFMA2"}), (name, scalar)
+    assert scalar or tensor_cores
+    assert "LDGSTS" in opcodes, f"{name}: loads are not under way while it multiplies"
+    assert launch.options.get("enable_fp_fusion", True)
+
+
+@pytest.mark.parametrize("chip", [*CHIPS, *(pytest.param(chip, marks=pytest.mark.slow) for chip in CONSUMER)])
+def test_every_kernel_of_the_pipeline(
+    chip: str, launches: list[Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    # Of load, the shortest and the longest type: the others differ in the conversion of an entry.
+    for dtype in (*HALF, *DTYPES) if chip == "sm_90" else (torch.bfloat16, torch.float64):
+        launch_load(dtype)
+        launches.pop(-2)  # peak_kernel again
+    for dtype in DTYPES:
+        launch_band(dtype)
+    assert len(launches) == (20 if chip == "sm_90" else 14)
+    for launch in launches:
+        check_pipeline(launch, *(CHIPS | CONSUMER)[chip], tmp_path)
+
+
+def test_launches_of_the_pipeline(launches: list[Launch]) -> None:
+    """A grid has one axis: the others end at 65535."""
+    launch_load(torch.float32, batch=70000, m=2, n=1)
+    launch_band(torch.float32, batch=5000, rows=160, cols=160, top=0)
+    assert [(launch.kernel.__name__, launch.grid) for launch in launches] == [
+        ("peak_kernel", (70000,)),
+        ("load_kernel", (70000,)),
+        ("peak_kernel", (70000,)),
+        ("load_kernel", (70000,)),
+        ("left_product_kernel", (5000 * 4,)),
+        ("right_product_kernel", (5000 * 2,)),
+        ("update_kernel", (5000 * 4,)),
+        ("update_kernel", (5000 * 4,)),
+    ]
+
+
+def test_binaries_of_the_pipeline(launches: list[Launch]) -> None:
+    """Two of load_kernel, by the direction of reading, and of update_kernel, by the rank; else one."""
+    for batch, m, n in ((1, 1, 1), (3, 100, 70), (16, 64, 64), (1, 4096, 16), (2, 33, 1)):
+        launch_load(torch.float32, batch, m, n)
+    for batch, rows, cols, top in (
+        (1, 64, 64, 0),
+        (3, 128, 96, 32),
+        (16, 1024, 1024, 512),
+        (1, 4096, 128, 0),
+    ):
+        launch_band(torch.float32, batch, rows, cols, top)
+    for kernel, grid, args, options in launches[:4]:  # the same, with strides beyond 32 bits
+        names = [param.name for param in kernel.params[: len(args)]]
+        far = (2**40 if "stride" in name else arg for name, arg in zip(names, args, strict=True))
+        launches.append(Launch(kernel, grid, tuple(far), options))
+    compiler = make_backend(CHIPS["sm_90"][0])
+    found: dict[str, set[str]] = {}
+    for kernel, _, args, options in launches:
+        bind = jit.create_function_from_signature(kernel.signature, kernel.params, compiler)
+        found.setdefault(kernel.__name__, set()).add(str(bind(*args, **options)[1:]))
+    assert {name: len(classes) for name, classes in found.items()} == {
+        "peak_kernel": 1,
+        "load_kernel": 2,
+        "left_product_kernel": 1,
+        "right_product_kernel": 1,
+        "update_kernel": 2,
+    }
+
+
 def test_launches_of_a_call(launches: list[Launch]) -> None:
     """Three, three and one, with a program a matrix or a block of candidates."""
     launch_all(torch.float32, batch=3, n=100)
@@ -173,7 +304,9 @@ def test_host_code_looks_at_no_value(launches: list[Launch]) -> None:
         launch_all(torch.float32)
         A = torch.ones(2, 30, 20)
         backend.spectral_stats(A, "torch")
-    assert len(launches) == 10
+        launch_load(torch.float32)
+        launch_band(torch.float32)
+    assert len(launches) == 18
 
 
 def test_launches_happen_on_the_device_of_the_tensor(

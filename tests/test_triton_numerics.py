@@ -1,4 +1,4 @@
-"""The numbers of the Triton kernels, without a GPU: tests/triton_interpreted.py under TRITON_INTERPRET."""
+"""The numbers of the Triton kernels, without a GPU: tests/triton_interpreted*.py under TRITON_INTERPRET."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed: the test extra has it on Linux")
 
 
-def test_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("name", ["triton_interpreted.py", "triton_interpreted_band.py"])
+def test_kernels_under_the_interpreter(name: str) -> None:
     # 0/0 and ln 0 are results here, numpy's warnings of them are not
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
     run = subprocess.run(
-        [*command, str(Path(__file__).with_name("triton_interpreted.py"))],
+        [*command, str(Path(__file__).with_name(name))],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
