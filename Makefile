@@ -35,7 +35,7 @@ sanitize: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* tests/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* csrc/cuda/* tests/*.cpp tests/cuda_emulator/*.h
 	$(BIN)/mypy
 
 # torch first and by itself: a range would let pip choose a larger build. MiniLM without its dependencies: only

@@ -1,13 +1,18 @@
-"""Builds spectral_fast._cpu: one translation unit for each instruction set, chosen among at run time."""
+"""Builds spectral_fast._cpu: one translation unit for each instruction set, chosen among at run time.
+
+The CUDA sources are copied into the package: spectral_fast/cuda compiles them where they run.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from pybind11.setup_helpers import build_ext as pybind11_build_ext
 from setuptools import setup
+from setuptools.command.build_py import build_py as setuptools_build_py
 
 # No -march=native, and nothing that lets the compiler reorder floating-point arithmetic.
 COMMON_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]
@@ -45,6 +50,18 @@ class build_ext(pybind11_build_ext):
         super().build_extension(ext)
 
 
+class build_py(setuptools_build_py):
+    """Adds csrc/cuda to the package. An editable installation reads it where it is."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib, "spectral_fast/cuda/csrc")
+            self.mkpath(str(folder))
+            for source in sorted(Path("csrc/cuda").iterdir()):
+                self.copy_file(source, folder / source.name)
+
+
 def main() -> None:
     several = len(isa_flags()) > 1
     kernels = ["simd", "arena", "team", "heuristics", "blocks", "load", "order"]
@@ -65,7 +82,7 @@ def main() -> None:
             *[f"csrc/cpu/{name}.inl" for name in kernels],
         ],
     )
-    setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})
+    setup(ext_modules=[extension], cmdclass={"build_ext": build_ext, "build_py": build_py})
 
 
 main()

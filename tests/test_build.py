@@ -1,4 +1,5 @@
-"""What the compiler made: instruction sets kept apart, a portable build, sanitizers (`make sanitize`)."""
+"""What the build made: instruction sets kept apart, CUDA sources in the package, a portable build, sanitizers
+(`make sanitize`)."""
 
 from __future__ import annotations
 
@@ -7,11 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from spectral_fast import _cpu
+from spectral_fast.cuda import sources
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +38,16 @@ def test_units_share_no_function(isa: str, tmp_path: Path) -> None:
     assert f"kernels_{isa}" in defined[0]
 
 
+def _setup(folder: Path, *command: str | Path, **extra: str) -> None:
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", *command],
+        cwd=folder,
+        env={**os.environ, **extra},
+        check=True,
+        capture_output=True,
+    )
+
+
 def _build(tmp_path: Path, flags: str = "", **extra: str) -> Path:
     """The extension alone, built from a copy of the sources."""
     if not shutil.which("c++"):
@@ -45,15 +59,45 @@ def _build(tmp_path: Path, flags: str = "", **extra: str) -> Path:
     shutil.copy(ROOT / "spectral_fast/_version.py", tmp_path / "spectral_fast")
     # Which of the two a C++ source is compiled with depends on the version of setuptools.
     variables = {"CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": flags} if flags else {}
-    subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "out", "--build-temp", "objects"],
-        cwd=tmp_path,
-        env={**os.environ, **variables, **extra},
-        check=True,
-        capture_output=True,
-    )
+    _setup(tmp_path, "build_ext", "--build-lib", "out", "--build-temp", "objects", **variables, **extra)
     (built,) = (tmp_path / "out").rglob("_cpu*.so")
     return built
+
+
+def _unpacked_sdist(tmp_path: Path) -> Path:
+    """What a source distribution of this checkout holds."""
+    # A copy, and not this checkout: the list of files left there by an earlier build is read first.
+    checkout = tmp_path / "checkout"
+    leave = shutil.ignore_patterns(".*", "*.egg-info", "*.so", "__pycache__", "build", "demo-output")
+    shutil.copytree(ROOT, checkout, ignore=leave)
+    _setup(checkout, "sdist", "--dist-dir", tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "sdist", filter="data")
+    (unpacked,) = (tmp_path / "sdist").iterdir()
+    return unpacked
+
+
+def _assert_installed_sources(installation: Path) -> None:
+    """The package there finds its own copies, of every file, and reads what this checkout has."""
+    names = sorted(path.name for path in (ROOT / "csrc/cuda").iterdir())
+    stages = [Path(name).stem for name in names if name.endswith(".cu")]
+    script = (
+        "import json, sys; from spectral_fast.cuda import sources as s; "
+        "print(json.dumps([str(s.folder()), [s.source(stage) for stage in sys.argv[1:]]]))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script, *stages],
+        cwd=installation,
+        env={**os.environ, "PYTHONPATH": str(installation)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    folder, texts = json.loads(printed)
+    assert Path(folder) == installation / "spectral_fast/cuda/csrc"
+    assert sorted(path.name for path in Path(folder).iterdir()) == names
+    assert texts == [sources.source(stage) for stage in stages]
 
 
 def _digests(module: str | Path, **extra: str) -> dict[str, str]:
@@ -121,6 +165,30 @@ KERNELS_PROBE = (
 
 def test_the_pool_of_threads(tmp_path: Path) -> None:
     _check(_compile(tmp_path, *THREADS_PROBE))
+
+
+def test_cuda_sources_of_a_checkout() -> None:
+    """Those that are edited, also where the package is installed in place."""
+    assert sources.folder() == ROOT / "csrc/cuda"
+
+
+def test_cuda_sources_are_packaged(tmp_path: Path) -> None:
+    """From a source distribution, as pip would; without compiling the extension, which is this one's."""
+    installation = tmp_path / "lib"
+    _setup(_unpacked_sdist(tmp_path), "build_py", "--build-lib", installation)
+    shutil.copy(_cpu.__file__, installation / "spectral_fast")
+    _assert_installed_sources(installation)
+
+
+@pytest.mark.slow
+def test_cuda_sources_are_in_the_wheel(tmp_path: Path) -> None:
+    if not shutil.which("c++"):
+        pytest.skip("no compiler on this machine")
+    _setup(_unpacked_sdist(tmp_path), "bdist_wheel", "--dist-dir", tmp_path, SPECTRAL_FAST_PORTABLE="1")
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "lib")
+    _assert_installed_sources(tmp_path / "lib")
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 // The contract of the CUDA kernels, and what they share. One file a stage, named as in csrc/cpu; spectral_fast/cuda compiles
 // them at run time for the chip that is there and launches them.
 //
-// Nothing but CUDA: no standard header, no library. Every argument of a kernel is a pointer or a long long. The only shared memory
-// is dynamic, `shared_memory()`: its size is the launch's to give.
+// Nothing but CUDA: no standard header, no library. Every argument of a kernel is a pointer or a long long. The only shared
+// memory is dynamic, `shared_memory()`: its size is the launch's to give.
 //
 // Types, fixed when a file is compiled: Scalar, that of the matrix and of its values; Wide, in which the small, sequential stages
 // calculate: double, or float where the chip's double is slow and Scalar is float.

@@ -12,15 +12,34 @@ from torch import Tensor
 
 from spectral_fast.cuda.sources import Types, options, source
 
-# A tensor is passed as its address, None as a null pointer, a number as a long long: kernels take nothing else.
+# A tensor is passed as its address, None as a null pointer, a number as a long long; kernels take no other.
 Argument = Tensor | int | None
 
 
-@functools.cache
-def _module(stage: str, types: Types) -> Any:
-    import cupy
+class _CurrentStream:
+    """torch's current stream, by the CUDA stream protocol, which torch's own class has from 2.10 on."""
 
-    return cupy.RawModule(code=source(stage), options=options(types), backend="nvrtc")
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, torch.cuda.current_stream().cuda_stream
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        message = f"the CUDA kernels need CuPy: pip install 'spectral_fast[cuda]' ({error})"
+        raise RuntimeError(message) from error
+    return cupy
+
+
+@functools.cache
+def _module(stage: str, types: Types, device: int) -> Any:
+    return _cupy().RawModule(code=source(stage), options=options(types), backend="nvrtc")
+
+
+@functools.cache
+def _function(stage: str, kernel: str, types: Types, device: int) -> Any:
+    return _module(stage, types, device).get_function(kernel)
 
 
 def _kernel_argument(arg: Argument) -> np.generic:
@@ -38,12 +57,13 @@ def launch(
     args: Sequence[Argument],
     shared: int = 0,
 ) -> None:
-    """Queue a kernel on torch's current device and stream. The first use on a kind of chip compiles the file."""
-    import cupy
+    """Queue a kernel on torch's current device and stream. First use of a file on a kind of chip compiles it.
 
-    device = torch.cuda.current_device()
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream, device):
-        function = _module(stage, types).get_function(kernel)
+    Raises RuntimeError where CuPy is missing.
+    """
+    cuda, device = _cupy().cuda, torch.cuda.current_device()
+    with cuda.Device(device), cuda.Stream.from_external(_CurrentStream()):
+        function = _function(stage, kernel, types, device)
         if shared > 48 * 1024:
             function.max_dynamic_shared_size_bytes = shared
         function(grid, (threads,), tuple(map(_kernel_argument, args)), shared_mem=shared)

@@ -27,17 +27,20 @@ def folder() -> Path:
     for candidate in _FOLDERS:
         if (candidate / "kernels.h").is_file():
             return candidate
-    raise RuntimeError(f"the CUDA sources are not in {_FOLDERS[0]}: the installation is incomplete; install again")
+    raise RuntimeError(f"{_FOLDERS[0]} lacks the CUDA sources: the installation is incomplete; install again")
 
 
 @functools.cache
 def source(stage: str) -> str:
-    """The text of csrc/cuda/<stage>.cu with its own headers in place, so that a cache sees a change in any of them."""
+    """The text of csrc/cuda/<stage>.cu with its headers in place: CuPy's cache sees a change in any."""
+    text = (folder() / f"{stage}.cu").read_text()
 
-    def inline(match: re.Match[str]) -> str:
-        return (folder() / match[1]).read_text().replace("#pragma once\n", "")
+    def inline(include: re.Match[str]) -> str:
+        header = (folder() / include[1]).read_text().replace("#pragma once\n", "\n")
+        next_line = text.count("\n", 0, include.end()) + 2
+        return f'#line 1 "{include[1]}"\n{header}#line {next_line} "{stage}.cu"'
 
-    return re.sub(r'^#include "(\w+\.h)"$', inline, (folder() / f"{stage}.cu").read_text(), flags=re.MULTILINE)
+    return f'#line 1 "{stage}.cu"\n' + re.sub(r'^#include "(\w+\.h)"$', inline, text, flags=re.MULTILINE)
 
 
 def options(types: Types) -> tuple[str, ...]:
