@@ -21,7 +21,8 @@ def capabilities() -> dict[str, Any]:
 
     Imports triton and CuPy where they are installed, to see whether that works.
     """
-    kernels, no_kernels = [], {}
+    kernels: list[str] = []
+    no_kernels: dict[str, str] = {}
     for backend in (cuda, triton):
         loaded, missing = backend.load()
         if loaded is None:

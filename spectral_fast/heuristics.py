@@ -17,7 +17,7 @@ REDUCE_RATIO = 5 / 3
 DIRECT_SIZE = 128
 GROUPED_SIZE, GROUPED_ENTRIES, GROUPED_BATCH, ALWAYS_GROUPED_ENTRIES = 64, 8192, 8, 64
 
-# On CUDA: columns of a panel and width of the band, a lane of a warp for each: `block` in csrc/cuda/kernels.h.
+# On CUDA: columns of a panel and width of the band, a lane of a warp each: `block` in csrc/cuda/kernels.h.
 CUDA_BLOCK = 32
 # Matrices that a block of threads holds whole. Two stages cost no more from the third panel on.
 CUDA_DIRECT_SIZE, CUDA_DIRECT_ROWS = 64, 128
@@ -25,7 +25,7 @@ CUDA_DIRECT_SIZE, CUDA_DIRECT_ROWS = 64, 128
 
 @dataclass(frozen=True)
 class Plan:
-    """The path of one call: ``backend`` ("cpu", "cuda", "reference"), ``driver``, ``stages`` in order, ``reason``."""
+    """The path of one call: ``backend`` ("cpu", "cuda", "reference"), ``driver``, ``stages``, why."""
 
     backend: str
     driver: str

@@ -1,4 +1,4 @@
-"""The numbers of the Triton kernels, without a GPU: tests/triton_interpreted*.py under TRITON_INTERPRET."""
+"""The numbers of the GPU kernels, without a GPU: tests/*_interpreted*.py under TRITON_INTERPRET."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton is not installed: the test extra has it on Linux")
+from tests import gates
+
+gates.module("triton")
 
 
-@pytest.mark.parametrize("name", ["triton_interpreted.py", "triton_interpreted_band.py"])
+@pytest.mark.timeout(900)  # the slowest takes a minute of an idle machine
+@pytest.mark.parametrize(
+    "name", ["triton_interpreted.py", "triton_interpreted_band.py", "cuda_pipeline_interpreted.py"]
+)
 def test_kernels_under_the_interpreter(name: str) -> None:
     # 0/0 and ln 0 are results here, numpy's warnings of them are not
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]

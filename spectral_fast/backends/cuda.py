@@ -1,8 +1,8 @@
 """The pipeline of spectral_fast/cuda behind svdvals_ex on CUDA.
 
-Nothing here waits for the device unless asked to check errors, after the first call on a device: that one
-compiles the kernels and compares their values with LAPACK's. CuPy and triton are imported by the first call on a
-GPU or by capabilities(), not before.
+Nothing here waits for the device unless asked to check errors, but for the first call on a device: it
+compiles the kernels and compares their values with LAPACK's. CuPy and triton are imported by that call or by
+capabilities(), not before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def installed() -> bool:
 
 @functools.cache
 def load() -> tuple[Any, str]:
-    """spectral_fast.cuda.pipeline, or None and why: this is ROCm, a package is missing or its import fails."""
+    """spectral_fast.cuda.pipeline, or None and why: ROCm, a package that is missing or cannot be imported."""
     if torch.version.hip is not None:
         return None, "on ROCm only the statistics have kernels"
     kernels, missing = triton.load()
@@ -98,8 +98,8 @@ def _wrong(device: torch.device, dtype: torch.dtype) -> str:
     """What the pipeline does wrong on matrices that take it through every stage; empty if nothing."""
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "svdvals compiles and checks its kernels in its first call on a device, which a CUDA graph cannot "
-            f"capture: call it once with {dtype} on {device} before the capture"
+            "the first call of svdvals on a device compiles and checks its kernels, which no CUDA graph "
+            f"captures: call it once with {dtype} on {device} before the capture"
         )
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 200, 97), (3, 40, 30)):

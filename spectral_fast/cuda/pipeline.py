@@ -1,4 +1,4 @@
-"""The pipeline on a GPU: load -> reduce (if tall) -> band -> bidiagonal -> values, for a batch of equal shapes.
+"""The pipeline on a GPU for batches of equal shapes: load, reduce (if tall), band, bidiagonal, values.
 
 All matrices go through every step together, so that the sequential steps, which take the time of one matrix,
 are paid once a batch. Nothing here waits for the device or looks at a value; launches go to torch's current
@@ -22,13 +22,20 @@ from spectral_fast.cuda.workspace import (
     band_size,
     chunk,
     padded,
-    panel_bytes,
-    panel_scratch,
+    panel_scratch_bytes,
+    panel_shared_bytes,
 )
 from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
 from spectral_fast.heuristics import cuda_direct, cuda_reduce
 from spectral_fast.triton import band as products
 from spectral_fast.triton.load import load
+
+# What the kernels of csrc/cuda say of their launches, in their headers.
+WARP = 32
+PANEL_THREADS = 512
+CHASE_WARPS = {torch.float64: 12, torch.float32: 16}
+CHASE_NUMBERS = 120  # in shared memory, for each warp
+STURM_UNROLL = 4
 
 
 class Pipeline(NamedTuple):
@@ -53,7 +60,8 @@ class Pipeline(NamedTuple):
 def chip_of(device: torch.device) -> Chip:
     """What the driver says of a device."""
     found = torch.cuda.get_device_properties(device)
-    return Chip(found.shared_memory_per_block_optin, (found.major, found.minor) in FAST_FLOAT64)
+    shared: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stub
+    return Chip(shared, (found.major, found.minor) in FAST_FLOAT64)
 
 
 def types_for(scalar: torch.dtype, chip: Chip) -> Types:
@@ -62,15 +70,15 @@ def types_for(scalar: torch.dtype, chip: Chip) -> Types:
 
 
 def svdvals(A: Tensor, S: Tensor, info: Tensor, chip: Chip) -> None:
-    """The singular values of A (batch, m, n), m >= n > 0, any strides, into S (batch, n); their state into info.
+    """The singular values of A (batch, m, n), m >= n > 0, any strides, into S (batch, n), and info (batch).
 
-    S is contiguous, float32 or, for float64 matrices, float64; info is int32. The batch goes through in chunks
-    whose workspace fits workspace.WORKSPACE_BYTES.
+    S is contiguous, float32 or, for float64 matrices, float64; info is int32. The batch goes through in
+    chunks whose workspace fits workspace.WORKSPACE_BYTES.
     """
     batch, m, n = A.shape
     types = types_for(S.dtype, chip)
     pipeline = Pipeline(types, chip)
-    size = chunk(m, n, types, chip)
+    size = chunk(batch, m, n, types, chip)
     for first in range(0, batch, size):
         part = slice(first, first + size)
         _values_of(pipeline, A[part], S[part], info[part])
@@ -101,7 +109,7 @@ class _Panels:
         self.left = a.new_empty((batch, rows, 2 * BLOCK))
         self.right = a.new_empty((batch, 2 * BLOCK, cols))
         self.t = a.new_empty((batch, BLOCK, BLOCK))
-        size = panel_scratch(rows, a.dtype, pipeline.chip)
+        size = panel_scratch_bytes(rows, a.dtype, pipeline.chip)
         self.scratch = a.new_empty((batch, size // a.itemsize)) if size else None
 
     def shorten(self, rows: int) -> None:
@@ -119,13 +127,14 @@ class _Panels:
 
     def _factor(self, panel: Tensor, v: Tensor) -> None:
         batch, rows, _ = panel.shape
-        shared = panel_bytes(rows, panel.dtype)
-        fits = shared <= self.pipeline.chip.shared_bytes
-        args = (panel, *panel.stride(), rows, v, *v.stride(), self.t, None if fits else self.scratch)
-        self.pipeline.launch("panel", "panel", (batch, 1), PANEL_THREADS, args, shared if fits else 0)
-
-
-PANEL_THREADS = BLOCK * 32  # a warp for each column
+        args: tuple[Argument, ...] = (panel, *panel.stride(), rows, v, *v.stride(), self.t)
+        shared = panel_shared_bytes(rows, panel.dtype)
+        if shared <= self.pipeline.chip.shared_bytes:
+            self.pipeline.launch("panel", "panel", (batch, 1), PANEL_THREADS, args, shared)
+        else:
+            shared = panel_shared_bytes(0, panel.dtype)
+            scratched = (*args, self.scratch)
+            self.pipeline.launch("panel", "panel_scratch", (batch, 1), PANEL_THREADS, scratched, shared)
 
 
 def _reduce(panels: _Panels, a: Tensor) -> Tensor:
@@ -155,31 +164,33 @@ def _band(panels: _Panels, a: Tensor) -> None:
 
 def _bidiagonal(pipeline: Pipeline, a: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
     batch, _, ld = a.shape
-    wide = {"dtype": pipeline.types.wide}
-    band = a.new_empty((batch, band_size(n)), **wide)
-    pipeline.launch("bidiagonal", "pack_band", (PACK, batch), 256, (a, a.stride(0), ld, n, band))
-    d, e = a.new_empty((batch, n), **wide), a.new_empty((batch, n), **wide)
-    pipeline.launch("bidiagonal", "chase", (batch, 1), 32 * 1, (band, n, d, e), 0)
+    wide = pipeline.types.wide
+    band = a.new_empty((batch, band_size(n)), dtype=wide)
+    d, e = (a.new_empty((batch, n), dtype=wide) for _ in range(2))
+    every_row = (n + BLOCK + 1, batch)
+    pipeline.launch("bidiagonal", "pack_band", every_row, 3 * BLOCK, (a, a.stride(0), ld, n, band))
+    # A sweep is n / BLOCK steps long and two behind the one before: more warps would wait.
+    warps = min(-(-n // (2 * BLOCK)), CHASE_WARPS[wide])
+    shared = warps * CHASE_NUMBERS * wide.itemsize
+    pipeline.launch("bidiagonal", "chase", (batch, 1), warps * WARP, (band, n, d, e), shared)
     return d, e
 
 
 def _direct(pipeline: Pipeline, a: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
     batch, _, ld = a.shape
     d, e = (a.new_empty((batch, n), dtype=pipeline.types.wide) for _ in range(2))
-    args = (a, a.stride(0), ld, m, n, d, e)
-    pipeline.launch("direct", "direct", (batch, 1), padded(m), args, 0)
+    threads, shared = -(-m // WARP) * WARP, m * ((n + 1) | 1) * d.itemsize
+    pipeline.launch("direct", "direct", (batch, 1), threads, (a, a.stride(0), ld, m, n, d, e), shared)
     return d, e
 
 
 def _values(pipeline: Pipeline, d: Tensor, e: Tensor, exponent: Tensor, info: Tensor, S: Tensor) -> None:
     batch, n = d.shape
-    squares, roots = d.new_empty((batch, 3, n)), torch.empty_like(d)
-    bounds, counts = d.new_empty((batch, 2)), d.new_empty((batch, n), dtype=torch.int32)
-    lanes = (-(-n // VALUES_THREADS), batch)
-    pipeline.launch("values", "squares", (batch, 1), 256, (d, e, n, squares, bounds))
-    pipeline.launch("values", "count_grid", lanes, VALUES_THREADS, (squares, bounds, n, counts))
-    pipeline.launch("values", "bisect", lanes, VALUES_THREADS, (squares, bounds, counts, n, roots))
-    pipeline.launch("values", "finish", (batch, 1), 256, (roots, bounds, exponent, info, n, S))
-
-
-VALUES_THREADS = 128
+    squares = d.new_empty((batch, -(-n // STURM_UNROLL) * STURM_UNROLL, 2))
+    bounds, slopes, roots = d.new_empty((batch, 2)), d.new_empty((batch, n, 2)), torch.empty_like(d)
+    counts = d.new_empty((batch, n), dtype=torch.int32)
+    each, lanes = (batch, 1), (batch, -(-n // WARP))
+    pipeline.launch("values", "squares", each, WARP, (d, e, n, squares, bounds))
+    pipeline.launch("values", "count_grid", lanes, WARP, (squares, bounds, n, counts, slopes))
+    pipeline.launch("values", "bisect", lanes, WARP, (squares, bounds, counts, slopes, n, roots))
+    pipeline.launch("values", "finish", each, WARP, (roots, exponent, info, n, S))

@@ -10,8 +10,8 @@ from spectral_fast.cuda.sources import Types
 from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
 from spectral_fast.heuristics import cuda_direct, cuda_reduce
 
-# What a call may take beside its input and output, from torch's allocator: 500 matrices of 768 x 768 in float32, or 50 of
-# 2048 x 2048, several for each multiprocessor. More at once gains little, and a look must not crowd out the training step.
+# What a call may take beside input and output, from torch's allocator: 600 matrices of 768 x 768 in float32,
+# or 90 of 2048 x 2048. More at once gains little, and a look must not crowd out the training step.
 WORKSPACE_BYTES = 2 << 30
 
 
@@ -36,27 +36,29 @@ def band_size(n: int) -> int:
     return (n + BLOCK) * 3 * BLOCK + 2 * BLOCK
 
 
-def panel_bytes(rows: int, scalar: torch.dtype) -> int:
-    """What a panel takes of shared memory or, where that is too small, of a workspace."""
-    raise NotImplementedError
+def panel_shared_bytes(rows: int, scalar: torch.dtype) -> int:
+    """Shared memory of csrc/cuda/panel.cu's `panel`; with rows = 0 that of `panel_scratch`."""
+    size = scalar.itemsize
+    return 16448 + 1280 * size + (BLOCK + 2) * max(0, rows * size - 4096)
 
 
-def panel_scratch(rows: int, scalar: torch.dtype, chip: Chip) -> int:
-    """Bytes of workspace for the longest panel of a matrix; zero where panels are in shared memory."""
-    size = panel_bytes(rows, scalar)
-    return 0 if size <= chip.shared_bytes else size
+def panel_scratch_bytes(rows: int, scalar: torch.dtype, chip: Chip) -> int:
+    """Workspace of the longest panel of a matrix: zero where `panel` fits into shared memory."""
+    if panel_shared_bytes(rows, scalar) <= chip.shared_bytes:
+        return 0
+    return (BLOCK + 2) * max(0, rows * scalar.itemsize - 2048)
 
 
 def matrix_bytes(m: int, n: int, types: Types, chip: Chip) -> int:
     """The workspace of one m x n matrix, m >= n."""
     scalar, wide = types.scalar.itemsize, types.wide.itemsize
-    values = n * (7 * wide + 4) + 2 * wide + 8  # d, e, squares, roots; counts; range; exponent, info
+    values = n * (7 * wide + 4) + 8 * wide + 8  # d, e, squares, roots; counts; range; exponent, info
     if cuda_direct(m, n):
         return m * n * scalar + values
     rows, cols = padded(m), padded(n)
     size = rows * cols * scalar + values
     size += 2 * BLOCK * (rows + cols) * scalar + BLOCK * BLOCK * scalar  # left and right, t
-    size += panel_scratch(rows, types.scalar, chip)
+    size += panel_scratch_bytes(rows, types.scalar, chip)
     if cuda_reduce(m, n):
         size += cols * cols * scalar
     if n > BLOCK:
@@ -64,6 +66,10 @@ def matrix_bytes(m: int, n: int, types: Types, chip: Chip) -> int:
     return size
 
 
-def chunk(m: int, n: int, types: Types, chip: Chip) -> int:
-    """How many matrices are worked on together: as many as WORKSPACE_BYTES hold, but one at least."""
-    return max(1, WORKSPACE_BYTES // matrix_bytes(m, n, types, chip))
+def chunk(batch: int, m: int, n: int, types: Types, chip: Chip) -> int:
+    """How many matrices are worked on together: no more than WORKSPACE_BYTES hold, but one at least.
+
+    In equal parts: the sequential steps of a matrix left over would take as long as those of a whole chunk.
+    """
+    most = max(1, WORKSPACE_BYTES // matrix_bytes(m, n, types, chip))
+    return -(-batch // -(-batch // most))
