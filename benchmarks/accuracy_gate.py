@@ -64,15 +64,15 @@ class GateResult:
 
 
 class Gate:
-    """The exact values of a sample of matrices (\\*, m, n), to compare results with."""
+    """The exact values of a sample of matrices (\\*, m, n), at most `most`, to compare results with."""
 
-    def __init__(self, matrices: Tensor) -> None:
+    def __init__(self, matrices: Tensor, most: int = SAMPLE_MOST) -> None:
         self._stack = matrices.reshape(-1, *matrices.shape[-2:])
         self._dtype = torch.float64 if matrices.dtype == torch.float64 else torch.float32
         self._k = min(matrices.shape[-2:])
         self._extended = self._dtype == torch.float64 and self._k <= EXTENDED_LARGEST
         self._weaker = self._dtype == torch.float64 and not self._extended
-        self.compared = sample(*self._stack.shape, few=self._extended)
+        self.compared = sample(*self._stack.shape, few=self._extended, most=most)
         self._matrices = [self._stack[index].cpu() for index in self.compared]
         if self._weaker:
             self._exact = [torch.linalg.svdvals(matrix).numpy() for matrix in self._matrices]
@@ -110,14 +110,19 @@ class Gate:
         return result
 
     def error_of(self, values: Tensor) -> float | None:
-        """The largest error of a baseline's values in eps sigma_1; None where the oracle is no better."""
-        if self._weaker or values.numel() != self._stack.shape[0] * self._k:
+        """The largest error of a baseline's values in eps sigma_1; None where the oracle is no better.
+
+        values: of all matrices, or of the first ones.
+        """
+        count = values.numel() // self._k
+        if self._weaker or count * self._k != values.numel() or not 0 < count <= len(self._stack):
             return None
         flat = values.detach().cpu().reshape(-1, self._k).numpy().astype(np.longdouble)
         eps = torch.finfo(self._dtype).eps
         return max(
             float(np.abs(flat[index] - exact).max() / (eps * exact[0]))
             for index, exact in zip(self.compared, self._exact, strict=True)
+            if index < count
         )
 
     def _judge(self, i: int, values: Tensor) -> tuple[float, float]:
@@ -154,10 +159,10 @@ class Gate:
         return GateResult(self.oracle, self._weaker, self.compared, len(self._stack), error, allowed, failure)
 
 
-def sample(count: int, m: int, n: int, *, few: bool = False) -> tuple[int, ...]:
+def sample(count: int, m: int, n: int, *, few: bool = False, most: int = SAMPLE_MOST) -> tuple[int, ...]:
     """Which of `count` matrices (m, n) are compared with the oracle: evenly spread, ends included."""
     affordable = int(SAMPLE_FLOPS / (4 * m * n * min(m, n)))
-    size = SAMPLE_LEAST if few else min(max(affordable, SAMPLE_LEAST), SAMPLE_MOST)
+    size = min(SAMPLE_LEAST if few else min(max(affordable, SAMPLE_LEAST), SAMPLE_MOST), most)
     if count <= size:
         return tuple(range(count))
     return tuple(round(i * (count - 1) / (size - 1)) for i in range(size))
