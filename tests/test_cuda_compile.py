@@ -49,6 +49,7 @@ class Kernel(NamedTuple):
 READS, WRITES = frozenset({"F2F.F64.F32"}), frozenset({"F2F.F32.F64"})
 KERNELS = {
     "panel": Kernel(128, READS | WRITES),
+    "panel_scratch": Kernel(128, READS | WRITES),
     "pack_band": Kernel(24, READS),
     "chase": Kernel(168),
     "direct": Kernel(40, READS),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from spectral_fast.cuda import sources
-from spectral_fast.cuda.launch import Launcher
 from spectral_fast.cuda.sources import Types, folder, source
 from tests.cuda_emulator import ORDERS, Emulator
 from tests.test_cuda_stages import STAGES
@@ -119,7 +118,7 @@ def test_an_unneeded_barrier_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
         "}\n"
     )
 
-    def run(emulate: Launcher, types: Types) -> dict[str, Tensor]:
+    def run(emulate: Emulator, types: Types) -> dict[str, Tensor]:
         out = torch.full((32,), -1, dtype=torch.int32)
         emulate("unneeded", "test", types, (1, 1), 32, [out], 128)
         return {"out": out}

@@ -138,6 +138,17 @@ def test_subnormal_values_are_rounded_once() -> None:
     assert np.array_equal(ours.numpy(), np.ldexp(call(DOUBLE, d, e)[0].numpy(), -1050))
 
 
+@pytest.mark.parametrize("types", [IN_DOUBLE, SINGLE], ids=str)
+def test_subnormal_float32_values_survive_flushing(types: Types) -> None:
+    """Arithmetic makes zeros of them there. Rounded once more where they are float already."""
+    d, e = bidiagonal(graded, 33, torch.float32)
+    exact = np.ldexp(lapack(d[0], e[0]).numpy(), -140)
+    ours = call(types, d, e, exponent=[-140])[0].double().numpy()
+    assert 0 < ours[0] < 2.0**-126
+    assert (ours > 0).sum() > 1
+    assert np.abs(ours - exact).max() <= 0.5 * 2.0**-149 + 2 * EPS * exact[0]
+
+
 @pytest.mark.parametrize("types", TYPES, ids=str)
 def test_neighbours_change_no_bit(types: Types) -> None:
     """Not even one of NaN: it spoils itself alone."""

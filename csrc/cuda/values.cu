@@ -353,6 +353,18 @@ extern "C" __global__ void __launch_bounds__(32)
   if (index < n) roots[k] = sqrt(square) * unit;
 }
 
+// A float below 2^-126 is the integer that its bits are, times 2^-149: arithmetic would make zero of it.
+__device__ inline bool subnormal_float(Wide x, int exponent, Scalar* value) {
+  if constexpr (sizeof(Scalar) == sizeof(float)) {
+    const Wide units = ldexp(x, exponent + 149);
+    if (units < 0x1p23) {
+      *value = __int_as_float(static_cast<int>(rint(units)));
+      return true;
+    }
+  }
+  return false;
+}
+
 // roots (B x n) times 2^exponent -> out (B x n), descending; NaN where info is not zero. A value certified to be no larger than
 // its neighbour, but computed a rounding larger, becomes equal to it.
 extern "C" __global__ void __launch_bounds__(32)
@@ -362,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(32)
   const int lane = threadIdx.x;
   roots += matrix * n;
   out += matrix * n;
-  // Twice: each factor alone is in range, and only the second product may be subnormal.
+  // Twice: each factor alone is in range, and only the second product may be subnormal, in double.
   const int whole = exponent[matrix];
   const Wide scale = ldexp(Wide(1), whole / 2), rest = ldexp(Wide(1), whole - whole / 2);
   const bool failed = info[matrix] != 0;
@@ -387,7 +399,8 @@ extern "C" __global__ void __launch_bounds__(32)
       x[r] = fmin(x[r], least);
       least = __shfl_sync(all_lanes, x[r], warp_size - 1);
       const long long i = first + r * warp_size + lane;
-      const Scalar value = static_cast<Scalar>(x[r] * scale * rest);
+      Scalar value;
+      if (!subnormal_float(x[r], whole, &value)) value = static_cast<Scalar>(x[r] * scale * rest);
       if (i < n) out[i] = failed ? static_cast<Scalar>(__int_as_float(0x7fc00000)) : value;
     }
   }

@@ -52,7 +52,8 @@ def panel_scratch_bytes(rows: int, scalar: torch.dtype, chip: Chip) -> int:
 def matrix_bytes(m: int, n: int, types: Types, chip: Chip) -> int:
     """The workspace of one m x n matrix, m >= n."""
     scalar, wide = types.scalar.itemsize, types.wide.itemsize
-    values = n * (7 * wide + 4) + 8 * wide + 8  # d, e, squares, roots; counts; range; exponent, info
+    values = n * (7 * wide + 4) + 8 * wide  # d, e, squares, slopes, roots; counts; range and padding
+    values += min(-(-m // 32), 256) * scalar + 8  # peaks; exponent, info
     if cuda_direct(m, n):
         return m * n * scalar + values
     rows, cols = padded(m), padded(n)

@@ -5,7 +5,7 @@ A stage csrc/cuda/<stage>.cu has a module here of the same name, with
     TYPES: tuple[Types, ...]
         what the stage is compiled for.
 
-    run(emulate: Launcher, types: Types) -> dict[str, Tensor]
+    run(emulate: Emulator, types: Types) -> dict[str, Tensor]
         launches every kernel of the stage, through `emulate` alone, on small matrices of its own (a seeded
         generator; no global state) and returns every tensor that a kernel wrote, by name.
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectral_fast.cuda.launch import Launcher
 from spectral_fast.cuda.sources import Types
+from tests.cuda_emulator import Emulator
 
 BLOCK = 32  # csrc/cuda/kernels.h
 MAX_WARPS = {torch.float32: 16, torch.float64: 12}  # of bidiagonal.cu, by the dtype it calculates in
@@ -26,7 +26,7 @@ class Bidiagonal(NamedTuple):
     e: Tensor
 
 
-def bidiagonalize(emulate: Launcher, types: Types, a: Tensor, n: int, warps: int) -> Bidiagonal:
+def bidiagonalize(emulate: Emulator, types: Types, a: Tensor, n: int, warps: int) -> Bidiagonal:
     """The band of the first n rows and columns of each matrix of `a` (B, rows, cols), and its d and e."""
     batch = len(a)
     band = torch.empty(batch, (n + BLOCK) * 3 * BLOCK + 2 * BLOCK, dtype=types.wide)
@@ -45,7 +45,7 @@ def bidiagonalize(emulate: Launcher, types: Types, a: Tensor, n: int, warps: int
     return Bidiagonal(packed, band, d, e)
 
 
-def run(emulate: Launcher, types: Types) -> dict[str, Tensor]:
+def run(emulate: Emulator, types: Types) -> dict[str, Tensor]:
     n = 3 * BLOCK + 5
     g = torch.Generator().manual_seed(0)
     a = torch.randn(2, 4 * BLOCK, 4 * BLOCK, generator=g, dtype=torch.float64).to(types.scalar)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectral_fast.cuda.launch import Launcher
 from spectral_fast.cuda.sources import Types
+from tests.cuda_emulator import Emulator
 from tests.cuda_stages.values import TYPES as TYPES
 from tests.cuda_stages.values import WARP
 
 
-def direct(emulate: Launcher, types: Types, a: Tensor) -> tuple[Tensor, Tensor]:
+def direct(emulate: Emulator, types: Types, a: Tensor) -> tuple[Tensor, Tensor]:
     """d, e (B, n) of a (B, m, n), of any strides whose last is one."""
     B, m, n = a.shape
     d, e = torch.empty(2, B, n, dtype=types.wide)
@@ -21,7 +21,7 @@ def direct(emulate: Launcher, types: Types, a: Tensor) -> tuple[Tensor, Tensor]:
     return d, e
 
 
-def run(emulate: Launcher, types: Types) -> dict[str, Tensor]:
+def run(emulate: Emulator, types: Types) -> dict[str, Tensor]:
     """Three warps of columns or rows and a remainder; one warp; the largest."""
     outputs = {}
     for m, n in ((3 * WARP + 4, 37), (11, 11), (128, 64)):

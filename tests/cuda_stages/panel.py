@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spectral_fast.cuda.launch import Launcher
 from spectral_fast.cuda.sources import Types
+from tests.cuda_emulator import Emulator
 
 BLOCK = 32
 THREADS = 512
@@ -40,7 +40,7 @@ def scratch_size(rows: int, dtype: torch.dtype) -> int:
     return (BLOCK + 2) * max(0, rows - 2048 // dtype.itemsize)
 
 
-def factor(emulate: Launcher, types: Types, panel: Tensor, *, right: bool, scratch: bool) -> Factors:
+def factor(emulate: Emulator, types: Types, panel: Tensor, *, right: bool, scratch: bool) -> Factors:
     """QR of B x rows x 32, from matrices in which it is a block of columns or, transposed, of rows."""
     batch, rows, _ = panel.shape
     margin = 8
@@ -70,7 +70,7 @@ def factor(emulate: Launcher, types: Types, panel: Tensor, *, right: bool, scrat
     return Factors(view(a), view(v), t, (a, v))
 
 
-def run(emulate: Launcher, types: Types) -> dict[str, Tensor]:
+def run(emulate: Emulator, types: Types) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
     out = {}
     resident = 4096 // types.scalar.itemsize

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectral_fast.cuda.launch import Launcher
 from spectral_fast.cuda.sources import Types
+from tests.cuda_emulator import Emulator
 
 TYPES = (
     Types(torch.float32, torch.float64),
@@ -18,7 +18,7 @@ UNROLL = 4  # a row of the squares is padded to a multiple of it
 
 
 def values(
-    emulate: Launcher, types: Types, d: Tensor, e: Tensor, exponent: Tensor, info: Tensor
+    emulate: Emulator, types: Types, d: Tensor, e: Tensor, exponent: Tensor, info: Tensor
 ) -> dict[str, Tensor]:
     """All that the kernels write. d, e: (B, n) of the wide type; exponent, info: (B,) int32."""
     B, n = d.shape
@@ -43,7 +43,7 @@ def values(
     }
 
 
-def run(emulate: Launcher, types: Types) -> dict[str, Tensor]:
+def run(emulate: Emulator, types: Types) -> dict[str, Tensor]:
     """A Gaussian and a graded matrix, a failed one with clusters; more values than finish scans at once."""
     outputs = {}
     for n in (9, 3 * WARP + 5, 9 * WARP + 3):
