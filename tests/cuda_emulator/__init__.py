@@ -59,7 +59,7 @@ def _stacks() -> np.ndarray:
 
 
 class Emulator:
-    """spectral_fast.cuda.launch.launch on the CPU: kernels run as fibers, their threads in the given order."""
+    """spectral_fast.cuda.launch.launch on the CPU: kernels run as fibers, threads in the given order."""
 
     def __init__(
         self,
