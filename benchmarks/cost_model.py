@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 import torch
 
 from benchmarks.gpu_chips import Chip
-
-BLOCK = 32
-REDUCE_RATIO = 5 / 3
-DIRECT_COLUMNS, DIRECT_ROWS = 64, 128
+from spectral_fast.cuda import workspace
+from spectral_fast.cuda.sources import Types
+from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
+from spectral_fast.heuristics import cuda_direct, cuda_reduce
 
 # Of spectral_fast/triton/band.py: columns of W, rows of Y and the update's square that a program computes.
 LEFT_TILE, RIGHT_TILE, UPDATE_TILE = 32, 64, 64
@@ -44,7 +44,7 @@ class Assumptions:
     gemm_share: float = 0.5  # of the peak, by Triton's products without tensor cores for float32
     launch_seconds: float = 3e-6  # shortest kernel, start to start, in a stream
     host_seconds: float = 10e-6  # Triton and CuPy queue a launch from Python in that time
-    workspace: float = 4 * 2**30  # bytes
+    workspace: float = 4 * 2**30  # bytes: WORKSPACE_SHARE of 80 GB
     issue: float = 4  # instructions of a warp that an SM starts in a clock
     shared_rate: float = 128  # bytes a clock an SM (CUDA C++ Best Practices: 32 banks of 4)
     l2_port: float = 64  # bytes a clock an SM each way, between L1 and L2
@@ -151,7 +151,8 @@ def predict(
 ) -> Prediction:
     """The cost of svdvals of a stack of matrices, and of their statistics."""
     m, n = max(m, n), min(m, n)
-    chunk = chunk_size(count, m, n, dtype, chip, assume)
+    types = Types(dtype if dtype == torch.float64 else torch.float32, chip.wide(dtype))
+    chunk = workspace.chunk(count, m, n, types, limits(chip, assume))
     whole, rest = divmod(count, chunk)
     tallies: dict[tuple[str, str], _Tally] = {}
     for size, times in ((chunk, whole), (rest, 1)):
@@ -175,28 +176,14 @@ def predict(
     return Prediction(count, m, n, dtype, chip, chunk, host, works)
 
 
-def chunk_size(count: int, m: int, n: int, dtype: torch.dtype, chip: Chip, assume: Assumptions) -> int:
-    """How many matrices go through the stages together: equal chunks, so that no small one is left over."""
-    rows, cols = _padded(m), _padded(n)
-    a = (
-        rows * cols * dtype_bytes(dtype) * (2 if m > REDUCE_RATIO * n else 1)
-    )  # the triangle has its own place
-    factors = 2 * BLOCK * (rows + cols) * dtype_bytes(dtype)
-    band = 3 * BLOCK * (n + BLOCK) * chip.wide(dtype).itemsize
-    most = max(1, int(assume.workspace // (a + factors + band)))
-    return math.ceil(count / math.ceil(count / most))
+def limits(chip: Chip, assume: Assumptions) -> workspace.Chip:
+    """What the pipeline knows of a chip."""
+    return workspace.Chip(chip.shared_bytes, not chip.slow_double, int(assume.workspace))
 
 
 def dtype_bytes(dtype: torch.dtype) -> int:
     """Of an entry once it is loaded: half precisions are computed in float32."""
     return max(4, dtype.itemsize)
-
-
-def panel_shared_bytes(rows: int, scalar: int, assume: Assumptions) -> int:
-    """Of panel.cu: the pivot, twice before and twice after its update; products for T; more rows."""
-    resident = assume.panel_resident // scalar
-    tail = max(0, rows - resident)
-    return 4 * assume.panel_resident + 32 + (BLOCK + 8) * BLOCK * scalar + (BLOCK + 2) * tail * scalar
 
 
 def chase_steps(n: int) -> list[int]:
@@ -208,10 +195,6 @@ def chase_ticks(n: int, warps: int) -> int:
     """Barriers of the chase. Sweeps lag two ticks; a warp takes its next sweep when it is done with one."""
     longest = chase_steps(n)[::warps]
     return sum(max(2 * warps, steps) for steps in longest) + 2 * (warps - 1)
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
 
 
 def _add(total: dict[tuple[str, str], _Tally], part: dict[tuple[str, str], _Tally], times: int) -> None:
@@ -235,7 +218,7 @@ class _Model:
         self.scalar = dtype_bytes(dtype)
         self.wide = chip.wide(dtype).itemsize
         self.clock = assume.clock_share * chip.boost_hz
-        self.rows, self.cols = _padded(m), _padded(n)
+        self.rows, self.cols = workspace.padded(m), workspace.padded(n)
         self.tallies: dict[tuple[str, str], _Tally] = {}
 
     def launch(self, stage: str, kernel: str, flops: float, bytes_: float, seconds: dict[str, float]) -> None:
@@ -268,19 +251,15 @@ class _Model:
 
     def svdvals(self) -> None:
         self.load()
-        small = self.n <= DIRECT_COLUMNS
-        if small and self.m <= DIRECT_ROWS:
-            self.direct(self.m)
+        m, rows = self.m, self.rows
+        if cuda_reduce(m, self.n):
+            self.reduce()
+            m, rows = self.n, self.cols
+        if cuda_direct(m, self.n):
+            self.direct(m)
         else:
-            rows = self.rows
-            if self.m > REDUCE_RATIO * self.n:
-                self.reduce()
-                rows = self.cols
-            if small:
-                self.direct(self.n)
-            else:
-                self.band(rows)
-                self.bidiagonal()
+            self.band(rows)
+            self.bidiagonal()
         self.values()
 
     def load(self) -> None:
@@ -317,7 +296,8 @@ class _Model:
     def panel(self, stage: str, rows: int) -> None:
         """b columns. A pass updates the pivot and the columns, and forms their products with it."""
         a, s, clock = self.assume, self.scalar, self.clock
-        in_shared = panel_shared_bytes(rows, s, a) <= self.chip.shared_bytes
+        scalar = torch.float64 if s == 8 else torch.float32
+        in_shared = workspace.panel_shared_bytes(rows, scalar) <= self.chip.shared_bytes
         tail = max(0, rows - a.panel_resident // s // (1 if in_shared else 2))
         multiply_adds = rows * (2 * BLOCK + 2 * a.panel_groups)
         pivot = (
@@ -423,7 +403,7 @@ class _Model:
     def direct(self, m: int) -> None:
         """2 n reflectors of a block; thread t owns column t (left), then row t (right)."""
         a, n, w = self.assume, self.n, self.wide
-        m = _padded(m)
+        m = workspace.padded(m)
         blocks_per_sm = max(1, min(2048 // m, self.chip.shared_bytes // (m * (n + 1) * w)))
         chain = a.direct_latency * 2 * n + a.direct_chain * sum((m - k) + (n - k) for k in range(n))
         entries = sum(2 * (m - k) * (n - k) for k in range(n))  # of all reflectors

@@ -203,9 +203,11 @@ def test_chunks_change_no_bit(shape: tuple[int, ...], monkeypatch: pytest.Monkey
     A = matrix(shape, torch.float32)
     whole = svdvals(A)
     types = pipeline.types_for(torch.float32, CHIPS["sm_90"])
-    one = workspace.matrix_bytes(*shape[1:], types, CHIPS["sm_90"])
-    monkeypatch.setattr(workspace, "WORKSPACE_BYTES", 2 * one + 1)
-    assert workspace.chunk(*shape, types, CHIPS["sm_90"]) == 2
+    chip = CHIPS["sm_90"]._replace(
+        workspace_bytes=2 * workspace.matrix_bytes(*shape[1:], types, CHIPS["sm_90"]) + 1
+    )
+    monkeypatch.setattr(pipeline, "chip_of", lambda device: chip)
+    assert workspace.chunk(*shape, types, chip) == 2
     assert same_bits(svdvals(A), whole)
     for i in range(5):
         assert same_bits(svdvals(A[i]), whole[i])

@@ -110,12 +110,12 @@ def test_on_another_stream() -> None:
 
 
 def test_memory_stays_within_the_budget() -> None:
-    A = torch.randn(600, 768, 768, device="cuda")
+    A = torch.randn(2500, 768, 768, device="cuda")
     sf.svdvals_ex(A[:1])
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before, total = torch.cuda.memory_allocated(), torch.cuda.get_device_properties(0).total_memory
     sf.svdvals_ex(A)
-    assert torch.cuda.max_memory_allocated() - before <= 1.05 * workspace.WORKSPACE_BYTES
+    assert torch.cuda.max_memory_allocated() - before <= 1.05 * workspace.WORKSPACE_SHARE * total
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

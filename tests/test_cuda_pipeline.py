@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.cost_model import predict
+from benchmarks.gpu_chips import CHIPS as MODELLED
 from spectral_fast.cuda.workspace import Chip
 from tests import gates
 
@@ -75,7 +77,7 @@ def test_large_batches_go_through_in_chunks(batch: int, launches: list[tuple[str
         types = pipeline.types_for(torch.float32, CHIPS["sm_90"])
         size = workspace.chunk(batch, m, n, types, CHIPS["sm_90"])
         bytes_at_once = size * workspace.matrix_bytes(m, n, types, CHIPS["sm_90"])
-        assert bytes_at_once <= workspace.WORKSPACE_BYTES
+        assert bytes_at_once <= CHIPS["sm_90"].workspace_bytes
         assert Counter(name for name, *_ in launches)["finish"] == -(-batch // size)
 
 
@@ -85,3 +87,17 @@ def test_a_layer_stack_of_a_large_model_fits_the_budget() -> None:
     for m, n, least in ((2048, 2048, 16), (8192, 2048, 16), (11008, 4096, 4), (28672, 8192, 1)):
         size = workspace.chunk(1000, m, n, types, CHIPS["sm_90"])
         assert size >= least, (m, n)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_cost_model_counts_these_launches(
+    shape: tuple[int, int, int], dtype: torch.dtype, launches: list[tuple[str, int, int]]
+) -> None:
+    call(shape, dtype, CHIPS["sm_90"])
+    predicted = predict(*shape, dtype, MODELLED["h100"], stats=False)
+    counted: Counter[str] = Counter()
+    for work in predicted.works:
+        counted[work.kernel] += work.launches
+    del counted["triu"]  # torch's
+    assert counted == Counter(name for name, *_ in launches)

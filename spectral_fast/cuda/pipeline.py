@@ -18,6 +18,7 @@ from spectral_fast.cuda.launch import Argument, launch
 from spectral_fast.cuda.sources import Types
 from spectral_fast.cuda.workspace import (
     FAST_FLOAT64,
+    WORKSPACE_SHARE,
     Chip,
     band_size,
     chunk,
@@ -61,7 +62,8 @@ def chip_of(device: torch.device) -> Chip:
     """What the driver says of a device."""
     found = torch.cuda.get_device_properties(device)
     shared: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stub
-    return Chip(shared, (found.major, found.minor) in FAST_FLOAT64)
+    fast_float64 = (found.major, found.minor) in FAST_FLOAT64
+    return Chip(shared, fast_float64, int(found.total_memory * WORKSPACE_SHARE))
 
 
 def types_for(scalar: torch.dtype, chip: Chip) -> Types:
@@ -73,7 +75,7 @@ def svdvals(A: Tensor, S: Tensor, info: Tensor, chip: Chip) -> None:
     """The singular values of A (batch, m, n), m >= n > 0, any strides, into S (batch, n), and info (batch).
 
     S is contiguous, float32 or, for float64 matrices, float64; info is int32. The batch goes through in
-    chunks whose workspace fits workspace.WORKSPACE_BYTES.
+    chunks whose workspace fits chip.workspace_bytes.
     """
     batch, m, n = A.shape
     types = types_for(S.dtype, chip)

@@ -10,16 +10,17 @@ from spectral_fast.cuda.sources import Types
 from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
 from spectral_fast.heuristics import cuda_direct, cuda_reduce
 
-# What a call may take beside input and output, from torch's allocator: 600 matrices of 768 x 768 in float32,
-# or 90 of 2048 x 2048. More at once gains little, and a look must not crowd out the training step.
-WORKSPACE_BYTES = 2 << 30
+# Of a device's memory, what a call may take beside its input and output, from torch's allocator: 4 GB of 80,
+# 1200 matrices of 768 x 768 in float32 or 180 of 2048 x 2048. A look must not crowd out the training step.
+WORKSPACE_SHARE = 1 / 20
 
 
 class Chip(NamedTuple):
-    """What decides about a launch: shared memory a block of threads may have, and whether float64 is fast."""
+    """What decides about launches: shared memory of a block of threads, fast float64, memory for a call."""
 
     shared_bytes: int
     fast_float64: bool
+    workspace_bytes: int = 4 << 30
 
 
 # Compute capabilities that do float64 at half the rate of float32. All others do it at 1/32 or 1/64.
@@ -68,9 +69,9 @@ def matrix_bytes(m: int, n: int, types: Types, chip: Chip) -> int:
 
 
 def chunk(batch: int, m: int, n: int, types: Types, chip: Chip) -> int:
-    """How many matrices are worked on together: no more than WORKSPACE_BYTES hold, but one at least.
+    """How many matrices are worked on together: no more than fit chip.workspace_bytes, but one at least.
 
     In equal parts: the sequential steps of a matrix left over would take as long as those of a whole chunk.
     """
-    most = max(1, WORKSPACE_BYTES // matrix_bytes(m, n, types, chip))
+    most = max(1, chip.workspace_bytes // matrix_bytes(m, n, types, chip))
     return -(-batch // -(-batch // most))
