@@ -178,7 +178,7 @@ def predict(
 
 def limits(chip: Chip, assume: Assumptions) -> workspace.Chip:
     """What the pipeline knows of a chip."""
-    return workspace.Chip(chip.shared_bytes, not chip.slow_double, int(assume.workspace))
+    return workspace.Chip(chip.shared_bytes, not chip.slow_double, int(assume.workspace), chip.sms)
 
 
 def dtype_bytes(dtype: torch.dtype) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cost_model import Assumptions, Prediction, predict, total_seconds
+from benchmarks.cost_model import Assumptions, Prediction, Work, predict, total_seconds
 from benchmarks.gpu_chips import CHIPS, Chip
 from benchmarks.model_shapes import MODELS
 from benchmarks.report import SCHEMA_VERSION, digits
@@ -179,19 +179,30 @@ def looks_table(costs: Costs) -> str:
 
 
 def kernels_table(found: Prediction) -> str:
-    headings = ["stage", "kernel", "launches", "Gflop", "GB", "ms", "share", "bound"]
+    """flops / rate: at the peak of what a stage calculates in. bytes / bandwidth: as if all came from memory."""
+    headings = ["stage", "kernel", "launches", "Gflop", "flops / rate, ms", "GB", "bytes / bandwidth, ms"]
+    headings += ["predicted, ms", "share", "bound"]
     rows = [
         [
             *(work.stage, f"`{work.kernel}`", str(work.launches)),
-            *(f"{work.flops / 1e9:.3g}", f"{work.bytes / 1e9:.3g}", milliseconds(work.seconds)),
+            *(f"{work.flops / 1e9:.3g}", milliseconds(work.flops / _peak(work, found))),
+            *(f"{work.bytes / 1e9:.3g}", milliseconds(work.bytes / found.chip.memory_rate)),
+            milliseconds(work.seconds),
             *(f"{100 * work.seconds / found.device_seconds:.0f} %", work.bound),
         ]
         for work in found.works
     ]
-    total = [f"{found.flops / 1e9:.3g}", f"{found.bytes / 1e9:.3g}", milliseconds(found.device_seconds)]
-    rows.append(["all", "", str(found.launches), *total, "", ""])
-    rows.append(["host", "", "", "", "", milliseconds(found.host_seconds), "", "launches"])
+    total = [f"{found.flops / 1e9:.3g}", "", f"{found.bytes / 1e9:.3g}", ""]
+    rows.append(["all", "", str(found.launches), *total, milliseconds(found.device_seconds), "", ""])
+    rows.append(["host", "", "", "", "", "", "", milliseconds(found.host_seconds), "", "launches"])
     return table(headings, rows, left=2)
+
+
+def _peak(work: Work, found: Prediction) -> float:
+    """Flops per second of the type that the kernel calculates in."""
+    double = found.dtype == torch.float64 or work.stage == "stats"
+    double |= work.stage in ("bidiagonal", "values") and found.chip.wide(found.dtype) == torch.float64
+    return found.chip.fp64_flops if double else found.chip.fp32_flops
 
 
 def torch_table(costs: Costs) -> str:

@@ -63,7 +63,8 @@ def chip_of(device: torch.device) -> Chip:
     found = torch.cuda.get_device_properties(device)
     shared: int = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # not in the stub
     fast_float64 = (found.major, found.minor) in FAST_FLOAT64
-    return Chip(shared, fast_float64, int(found.total_memory * WORKSPACE_SHARE))
+    memory = int(found.total_memory * WORKSPACE_SHARE)
+    return Chip(shared, fast_float64, memory, found.multi_processor_count)
 
 
 def types_for(scalar: torch.dtype, chip: Chip) -> Types:

@@ -8,19 +8,23 @@ import torch
 
 from spectral_fast.cuda.sources import Types
 from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
-from spectral_fast.heuristics import cuda_direct, cuda_reduce
+from spectral_fast.heuristics import CUDA_DIRECT_SIZE, cuda_direct, cuda_reduce
 
-# Of a device's memory, what a call may take beside its input and output, from torch's allocator: 4 GB of 80,
-# 1200 matrices of 768 x 768 in float32 or 180 of 2048 x 2048. A look must not crowd out the training step.
+# Of a device's memory, what a call may take beside its input and output, from torch's allocator: a look must
+# not crowd out the training step. 4 GB of 80 hold 180 matrices of 2048 x 2048 in float32.
 WORKSPACE_SHARE = 1 / 20
 
 
 class Chip(NamedTuple):
-    """What decides about launches: shared memory of a block of threads, fast float64, memory for a call."""
+    """What decides about launches. The defaults are those of an H100 of 80 GB.
+
+    shared_bytes: that a block of threads can have. workspace_bytes: that a call may take.
+    """
 
     shared_bytes: int
     fast_float64: bool
     workspace_bytes: int = 4 << 30
+    multiprocessors: int = 132
 
 
 # Compute capabilities that do float64 at half the rate of float32. All others do it at 1/32 or 1/64.
@@ -71,7 +75,11 @@ def matrix_bytes(m: int, n: int, types: Types, chip: Chip) -> int:
 def chunk(batch: int, m: int, n: int, types: Types, chip: Chip) -> int:
     """How many matrices are worked on together: no more than fit chip.workspace_bytes, but one at least.
 
-    In equal parts: the sequential steps of a matrix left over would take as long as those of a whole chunk.
+    In two stages no more than there are multiprocessors either: the sequential kernels have one block a
+    matrix, and fewer bands compete for the L2 cache. In equal parts: the sequential steps of a matrix left
+    over would take as long as those of a whole chunk.
     """
     most = max(1, chip.workspace_bytes // matrix_bytes(m, n, types, chip))
+    if n > CUDA_DIRECT_SIZE:
+        most = min(most, chip.multiprocessors)
     return -(-batch // -(-batch // most))
