@@ -179,7 +179,7 @@ def looks_table(costs: Costs) -> str:
 
 
 def kernels_table(found: Prediction) -> str:
-    """flops / rate: at the peak of what a stage calculates in. bytes / bandwidth: as if all came from memory."""
+    """flops / rate: at the peak of what a stage calculates in. bytes / bandwidth: as if all were memory's."""
     headings = ["stage", "kernel", "launches", "Gflop", "flops / rate, ms", "GB", "bytes / bandwidth, ms"]
     headings += ["predicted, ms", "share", "bound"]
     rows = [

@@ -25,8 +25,8 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
 
     A: (\\*, m, n), any strides, any batch, empty included. float32 and float64; bfloat16 and float16
         (which torch refuses) are computed in float32; complex64 and complex128 by torch.linalg.svdvals.
-    driver: None chooses (see :func:`spectral_fast.explain`); "bidiag" (CPU), "gram" (less accurate,
-        see below), "torch", and torch's own "gesvd", "gesvdj", "gesvda" on CUDA.
+    driver: None chooses (see :func:`spectral_fast.explain`); "bidiag" (our kernels, on the CPU and on CUDA),
+        "gram" (less accurate, see below), "torch", and torch's own "gesvd", "gesvdj", "gesvda" on CUDA.
     out: as in torch.
 
     Returns (\\*, k), k = min(m, n): descending, >= 0, in A's real dtype (float32 for half precisions).
@@ -56,7 +56,8 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
 def svdvals_ex(A: Tensor, *, driver: str | None = None, check_errors: bool = False) -> SvdvalsResult:
     """Singular values with a status instead of an exception.
 
-    Nothing here waits for a GPU unless asked; on CUDA the values come from torch.linalg.svdvals, which may.
+    Nothing here waits for a GPU unless asked, after the first call on a device, which compiles and checks the
+    kernels (docs/gpu.md). Where torch.linalg.svdvals runs in their place, it may wait.
 
     A, driver: as in :func:`svdvals`.
     check_errors: raise as :func:`svdvals` does.
