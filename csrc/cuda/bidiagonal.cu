@@ -236,11 +236,12 @@ extern "C" __global__ void __launch_bounds__(max_threads) chase(Wide* band, long
   const Lane lane = {number, column, rows + column, rows};
   Shared& shared = static_cast<Shared*>(shared_memory())[warp];
   band += blockIdx.x * band_size(n);
-  d += blockIdx.x * n;
-  e += blockIdx.x * n;
+  // Found anew where they are written, once a sweep: registers are short.
+  const auto d_at = [&](long long i) -> Wide& { return d[blockIdx.x * n + i]; };
+  const auto e_at = [&](long long i) -> Wide& { return e[blockIdx.x * n + i]; };
   if (threadIdx.x == 0) {
-    d[0] = band[block - 1];
-    e[n - 1] = 0;
+    d_at(0) = band[block - 1];
+    e_at(n - 1) = 0;
   }
 
   long long ticks = 2 * (warps - 1);
@@ -254,10 +255,10 @@ extern "C" __global__ void __launch_bounds__(max_threads) chase(Wide* band, long
       Wide* const at = band + row * band_stride + block - 1 + column;
       if (step == 0) {
         right.make(at[row - band_stride], at[row - band_stride + half], lane);
-        if (number == 0) e[sweep] = right.beta;
+        if (number == 0) e_at(sweep) = right.beta;
       }
       const Wide beta = chase_step(at + row + number / half * half * band_stride, right, shared, lane);
-      if (step == 0 && number == 0) d[row] = beta;
+      if (step == 0 && number == 0) d_at(row) = beta;
     }
     if (++step == group_ticks(sweep - warp, n, warps)) {
       step = 0;

@@ -92,15 +92,18 @@ def _values_of(pipeline: Pipeline, A: Tensor, S: Tensor, info: Tensor) -> None:
     rows, cols = (m, n) if cuda_direct(m, n) else (padded(m), padded(n))
     a, exponent, found = load(A, rows, cols)
     info.copy_(found)
-    if not cuda_direct(m, n):
-        panels = _Panels(pipeline, a)
-        if cuda_reduce(m, n):
-            a, m = _reduce(panels, a), n
-        if not cuda_direct(m, n):
-            _band(panels, a)
-    stage = _direct if cuda_direct(m, n) else _bidiagonal
-    d, e = stage(pipeline, a, m, n)
+    d, e = _direct(pipeline, a, m, n) if cuda_direct(m, n) else _by_panels(pipeline, a, m, n)
     _values(pipeline, d, e, exponent, info, S)
+
+
+def _by_panels(pipeline: Pipeline, a: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
+    panels = _Panels(pipeline, a)
+    if cuda_reduce(m, n):
+        a, m = _reduce(panels, a), n
+    if cuda_direct(m, n):
+        return _direct(pipeline, a, m, n)
+    _band(panels, a)
+    return _bidiagonal(pipeline, a, n)
 
 
 class _Panels:
@@ -154,18 +157,17 @@ def _reduce(panels: _Panels, a: Tensor) -> Tensor:
 
 def _band(panels: _Panels, a: Tensor) -> None:
     """a (batch, rows, cols) -> upper band of width BLOCK, in place; what is outside the band is left over."""
-    _, rows, cols = a.shape
+    _, _, cols = a.shape
     for top in range(0, cols, BLOCK):
         panels.columns(a, top)
         if top + BLOCK < cols:
             products.left_product(a, panels.left, panels.right, panels.t, top)
             panels.rows(a, top)
-            if top + BLOCK < rows:
-                products.right_product(a, panels.left, panels.right, panels.t, top)
-                products.update(a, panels.left, panels.right, top, rank=2 * BLOCK)
+            products.right_product(a, panels.left, panels.right, panels.t, top)
+            products.update(a, panels.left, panels.right, top, rank=2 * BLOCK)
 
 
-def _bidiagonal(pipeline: Pipeline, a: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
+def _bidiagonal(pipeline: Pipeline, a: Tensor, n: int) -> tuple[Tensor, Tensor]:
     batch, _, ld = a.shape
     wide = pipeline.types.wide
     band = a.new_empty((batch, band_size(n)), dtype=wide)
