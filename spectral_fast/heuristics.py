@@ -21,6 +21,8 @@ GROUPED_SIZE, GROUPED_ENTRIES, GROUPED_BATCH, ALWAYS_GROUPED_ENTRIES = 64, 8192,
 CUDA_BLOCK = 32
 # Matrices that a block of threads holds whole. Two stages cost no more from the third panel on.
 CUDA_DIRECT_SIZE, CUDA_DIRECT_ROWS = 64, 128
+# The longest side: panel.cu has 32-bit offsets in a panel of 32 columns.
+CUDA_MOST_ROWS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def choose(
         raise ValueError(f"driver {driver!r} is unknown: choose from {', '.join(DRIVERS)} or None")
     native = device_type == "cpu" and dtype in REAL_DTYPES
     cuda = device_type == "cuda" and dtype in REAL_DTYPES
+    if cuda and max(shape[-2:]) > CUDA_MOST_ROWS:
+        cuda_missing = cuda_missing or f"a side is longer than {CUDA_MOST_ROWS}"
 
     if driver is None:
         if native:

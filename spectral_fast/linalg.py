@@ -56,8 +56,9 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
 def svdvals_ex(A: Tensor, *, driver: str | None = None, check_errors: bool = False) -> SvdvalsResult:
     """Singular values with a status instead of an exception.
 
-    Nothing here waits for a GPU unless asked, after the first call on a device, which compiles and checks the
-    kernels (docs/gpu.md). Where torch.linalg.svdvals runs in their place, it may wait.
+    Nothing here waits for a GPU unless asked, but for the first call with a dtype on a device, which compiles
+    and checks the kernels, and where :func:`spectral_fast.explain` says torch, which may. In a CUDA graph:
+    call it once with the same shape, dtype and strides before the capture.
 
     A, driver: as in :func:`svdvals`.
     check_errors: raise as :func:`svdvals` does.

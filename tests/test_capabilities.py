@@ -98,6 +98,21 @@ def test_explain_on_cuda(
     assert "bidiag" not in sf.capabilities()["drivers"]["cuda"]
 
 
+@pytest.mark.parametrize("shape", [(2**26 + 1, 5), (3, 5, 2**26 + 1)])
+def test_a_side_beyond_the_offsets_of_a_panel(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "load", lambda: (object(), ""))
+    assert 31 * 2**26 + 2**26 <= 2**31  # row 2^26 of column 31, in 32 bits
+    assert sf.explain((2**26, 5), device="cuda").backend == "cuda"
+    plan = sf.explain(shape, device="cuda")
+    assert plan.backend == "reference"
+    assert plan.reason == "the CUDA kernels do not run here: a side is longer than 67108864"
+    with pytest.raises(ValueError, match="'bidiag' is not available on this GPU: a side is longer"):
+        sf.explain(shape, device="cuda", driver="bidiag")
+    assert sf.explain(shape).backend == "cpu"
+
+
 def test_explain_names_the_stages_that_run() -> None:
     """heuristics.py and csrc/cpu/heuristics.inl are two texts of one decision."""
     for n in (1, 8, 9, 63, 64, 65, 128, 129, 300):

@@ -135,7 +135,14 @@ def cupy(stages: Path, monkeypatch: pytest.MonkeyPatch) -> CuPy:
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     return fake
+
+
+def properties(device: int) -> SimpleNamespace:
+    """Of device k: 50,000 k bytes of shared memory for a block that asks."""
+    return SimpleNamespace(shared_memory_per_block_optin=50_000 * device)
 
 
 def test_a_launch(cupy: CuPy) -> None:
@@ -175,16 +182,38 @@ def test_a_device_has_its_own_function(cupy: CuPy, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(torch.cuda, "current_device", lambda device=device: device)
         launch("sum", "add", SINGLE, (1, 1), 32, [], shared=device * 40_000)
     assert [done.context[0] for done in cupy.launches] == [("device", 3), ("device", 4), ("device", 3)]
-    assert [done.limit for done in cupy.launches] == [120_000, 160_000, 120_000]
+    assert [done.limit for done in cupy.launches] == [150_000, 200_000, 150_000]
     assert cupy.functions == ["add", "add"]
 
 
-@pytest.mark.parametrize("shared", [0, 48 * 1024, 48 * 1024 + 1, 227 * 1024])
-def test_more_shared_memory_than_every_block_has_is_asked_for(cupy: CuPy, shared: int) -> None:
-    launch("sum", "add", SINGLE, (1, 1), 32, [], shared=shared)
-    (done,) = cupy.launches
-    assert done.shared == shared
-    assert done.limit == (shared if shared > 48 * 1024 else None)
+@pytest.mark.parametrize("shared", [0, 48 * 1024 + 1, 150_000])
+def test_a_launch_leaves_the_limit_on_shared_memory_alone(cupy: CuPy, shared: int) -> None:
+    """Between a thread's setting a limit and its launch another thread may launch with less."""
+
+    def launch_of_another_thread(self: Kernel, grid: Any, block: Any, args: Any, *, shared_mem: int) -> None:
+        if shared_mem != 50_000:
+            launch("sum", "add", SINGLE, (1, 1), 32, [], shared=50_000)
+        run(self, grid, block, args, shared_mem=shared_mem)
+
+    run = Kernel.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernel, "__call__", launch_of_another_thread)
+        launch("sum", "add", SINGLE, (1, 1), 32, [], shared=shared)
+    assert [done.shared for done in cupy.launches] == [50_000, shared]
+    assert all(done.limit >= done.shared for done in cupy.launches)
+
+
+def test_a_kernel_is_not_loaded_in_a_capture(cupy: CuPy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a module breaks it; what has been launched before does not load."""
+    launch("sum", "add", SINGLE, (1, 1), 32, [])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    launch("sum", "add", SINGLE, (1, 1), 32, [])
+    with pytest.raises(RuntimeError, match=r"same shape, dtype and strides once before the capture"):
+        launch("sum", "subtract", SINGLE, (1, 1), 32, [])
+    assert cupy.functions == ["add"]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    launch("sum", "subtract", SINGLE, (1, 1), 32, [])
+    assert [done.name for done in cupy.launches] == ["add", "add", "subtract"]
 
 
 def test_without_cupy(stages: Path, monkeypatch: pytest.MonkeyPatch) -> None:

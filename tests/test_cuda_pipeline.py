@@ -17,13 +17,23 @@ from tests import gates
 jit = gates.module("triton").runtime.jit
 
 from spectral_fast.cuda import pipeline, workspace  # noqa: E402  imports triton
+from spectral_fast.triton.load import load_kernel  # noqa: E402
 
 CHIPS = {
+    "sm_75": Chip(64 * 1024, fast_float64=False),
     "sm_80": Chip(163 * 1024, fast_float64=True),
     "sm_89": Chip(99 * 1024, fast_float64=False),
     "sm_90": Chip(227 * 1024, fast_float64=True),
 }
-SHAPES = [(3, 30, 20), (3, 500, 20), (12, 768, 768), (2, 1000, 900), (4, 3072, 768), (2, 8192, 8192)]
+SHAPES = [
+    (3, 30, 20),
+    (3, 128, 64),
+    (3, 500, 20),
+    (12, 768, 768),
+    (2, 1000, 900),
+    (4, 3072, 768),
+    (2, 8192, 8192),
+]
 
 
 @pytest.fixture
@@ -67,6 +77,13 @@ def test_a_launch_fits_the_chip(
     for kernel, threads, shared in launches:
         assert shared <= CHIPS[chip].shared_bytes, kernel
         assert threads <= 1024, kernel
+
+
+def test_what_triton_specializes() -> None:
+    """Pointers are torch's, and aligned; sizes in the band's kernels are multiples of 32; so cols is left."""
+    parameters = {p.name for p in load_kernel.params if not (p.do_not_specialize or p.is_constexpr)}
+    assert parameters == {"a", "peaks", "dst", "cols", "exponents", "infos"}
+    assert [p.do_not_specialize_on_alignment for p in load_kernel.params if p.name == "a"] == [True]
 
 
 @pytest.mark.parametrize("batch", [1, 12, 5000])

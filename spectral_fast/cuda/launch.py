@@ -39,7 +39,16 @@ def _module(stage: str, types: Types, device: int) -> Any:
 
 @functools.cache
 def _function(stage: str, kernel: str, types: Types, device: int) -> Any:
-    return _module(stage, types, device).get_function(kernel)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{stage}.cu is loaded by its first launch, which no CUDA graph captures: call svdvals with a "
+            "matrix of the same shape, dtype and strides once before the capture"
+        )
+    function = _module(stage, types, device).get_function(kernel)
+    # Once, and all there is: what a launch set for itself another thread's could lower before it ran.
+    limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    function.max_dynamic_shared_size_bytes = limit
+    return function
 
 
 def _kernel_argument(arg: Argument) -> np.generic:
@@ -64,6 +73,4 @@ def launch(
     cuda, device = _cupy().cuda, torch.cuda.current_device()
     with cuda.Device(device), cuda.Stream.from_external(_CurrentStream()):
         function = _function(stage, kernel, types, device)
-        if shared > 48 * 1024:
-            function.max_dynamic_shared_size_bytes = shared
         function(grid, (threads,), tuple(map(_kernel_argument, args)), shared_mem=shared)

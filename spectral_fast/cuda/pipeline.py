@@ -22,12 +22,14 @@ from spectral_fast.cuda.workspace import (
     Chip,
     band_size,
     chunk,
+    direct,
+    direct_shared_bytes,
     padded,
     panel_scratch_bytes,
     panel_shared_bytes,
+    reduce,
 )
 from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
-from spectral_fast.heuristics import cuda_direct, cuda_reduce
 from spectral_fast.triton import band as products
 from spectral_fast.triton.load import load
 
@@ -72,6 +74,11 @@ def types_for(scalar: torch.dtype, chip: Chip) -> Types:
     return Types(scalar, torch.float64 if chip.fast_float64 else scalar)
 
 
+def without_panel(chip: Chip, scalar: torch.dtype) -> Chip:
+    """A chip that holds no panel in shared memory: to check on a small matrix what large ones need there."""
+    return chip._replace(shared_bytes=panel_shared_bytes(0, scalar) - 1)
+
+
 def svdvals(A: Tensor, S: Tensor, info: Tensor, chip: Chip) -> None:
     """The singular values of A (batch, m, n), m >= n > 0, any strides, into S (batch, n), and info (batch).
 
@@ -89,18 +96,19 @@ def svdvals(A: Tensor, S: Tensor, info: Tensor, chip: Chip) -> None:
 
 def _values_of(pipeline: Pipeline, A: Tensor, S: Tensor, info: Tensor) -> None:
     _, m, n = A.shape
-    rows, cols = (m, n) if cuda_direct(m, n) else (padded(m), padded(n))
+    small = direct(m, n, *pipeline)
+    rows, cols = (m, n) if small else (padded(m), padded(n))
     a, exponent, found = load(A, rows, cols)
     info.copy_(found)
-    d, e = _direct(pipeline, a, m, n) if cuda_direct(m, n) else _by_panels(pipeline, a, m, n)
+    d, e = _direct(pipeline, a, m, n) if small else _by_panels(pipeline, a, m, n)
     _values(pipeline, d, e, exponent, info, S)
 
 
 def _by_panels(pipeline: Pipeline, a: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
     panels = _Panels(pipeline, a)
-    if cuda_reduce(m, n):
+    if reduce(m, n, *pipeline):
         a, m = _reduce(panels, a), n
-    if cuda_direct(m, n):
+    if direct(m, n, *pipeline):
         return _direct(pipeline, a, m, n)
     _band(panels, a)
     return _bidiagonal(pipeline, a, n)
@@ -184,7 +192,7 @@ def _bidiagonal(pipeline: Pipeline, a: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def _direct(pipeline: Pipeline, a: Tensor, m: int, n: int) -> tuple[Tensor, Tensor]:
     batch, _, ld = a.shape
     d, e = (a.new_empty((batch, n), dtype=pipeline.types.wide) for _ in range(2))
-    threads, shared = -(-m // WARP) * WARP, m * ((n + 1) | 1) * d.itemsize
+    threads, shared = -(-m // WARP) * WARP, direct_shared_bytes(m, n, pipeline.types)
     pipeline.launch("direct", "direct", (batch, 1), threads, (a, a.stride(0), ld, m, n, d, e), shared)
     return d, e
 

@@ -8,7 +8,7 @@ import torch
 
 from spectral_fast.cuda.sources import Types
 from spectral_fast.heuristics import CUDA_BLOCK as BLOCK
-from spectral_fast.heuristics import CUDA_DIRECT_SIZE, cuda_direct, cuda_reduce
+from spectral_fast.heuristics import CUDA_DIRECT_SIZE, REDUCE_RATIO, cuda_direct
 
 # Of a device's memory, what a call may take beside its input and output, from torch's allocator: a look must
 # not crowd out the training step. 4 GB of 80 hold 180 matrices of 2048 x 2048 in float32.
@@ -41,6 +41,21 @@ def band_size(n: int) -> int:
     return (n + BLOCK) * 3 * BLOCK + 2 * BLOCK
 
 
+def direct_shared_bytes(m: int, n: int, types: Types) -> int:
+    """Shared memory of csrc/cuda/direct.cu."""
+    return m * ((n + 1) | 1) * types.wide.itemsize
+
+
+def direct(m: int, n: int, types: Types, chip: Chip) -> bool:
+    """Whether a block of threads takes a matrix by itself. In double 128 x 64 are 65 KiB; sm_75 has 64."""
+    return cuda_direct(m, n) and direct_shared_bytes(m, n, types) <= chip.shared_bytes
+
+
+def reduce(m: int, n: int, types: Types, chip: Chip) -> bool:
+    """Whether an m x n matrix goes through its QR factorization first."""
+    return m > REDUCE_RATIO * n and not direct(m, n, types, chip)
+
+
 def panel_shared_bytes(rows: int, scalar: torch.dtype) -> int:
     """Shared memory of csrc/cuda/panel.cu's `panel`; with rows = 0 that of `panel_scratch`."""
     size = scalar.itemsize
@@ -59,15 +74,16 @@ def matrix_bytes(m: int, n: int, types: Types, chip: Chip) -> int:
     scalar, wide = types.scalar.itemsize, types.wide.itemsize
     values = n * (7 * wide + 4) + 8 * wide  # d, e, squares, slopes, roots; counts; range and padding
     values += min(-(-m // 32), 256) * scalar + 8  # peaks; exponent, info
-    if cuda_direct(m, n):
+    if direct(m, n, types, chip):
         return m * n * scalar + values
     rows, cols = padded(m), padded(n)
     size = rows * cols * scalar + values
     size += 2 * BLOCK * (rows + cols) * scalar + BLOCK * BLOCK * scalar  # left and right, t
     size += panel_scratch_bytes(rows, types.scalar, chip)
-    if cuda_reduce(m, n):
+    if reduce(m, n, types, chip):
         size += cols * cols * scalar
-    if n > BLOCK:
+        m = n
+    if not direct(m, n, types, chip):
         size += band_size(n) * wide
     return size
 

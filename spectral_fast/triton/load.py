@@ -113,7 +113,7 @@ def _power_of_two(exponent: tl.tensor, MANTISSA: tl.constexpr, BIAS: tl.constexp
 
 
 @triton.jit(
-    do_not_specialize=["m", "n", "batch_stride", "row_stride", "col_stride", "chunks"],
+    do_not_specialize=["m", "n", "batch_stride", "row_stride", "col_stride", "chunks", "rows"],
     do_not_specialize_on_alignment=["a"],
 )
 def load_kernel(
