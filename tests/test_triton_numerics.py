@@ -15,7 +15,12 @@ from tests import gates
 
 gates.module("triton")
 
-FILES = ("triton_interpreted.py", "triton_interpreted_band.py", "cuda_pipeline_interpreted.py")
+FILES = (
+    "triton_interpreted.py",
+    "triton_interpreted_band.py",
+    "cuda_pipeline_interpreted.py",
+    "cuda_first_call_interpreted.py",
+)
 
 
 class Run:
@@ -53,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
         run.end()
 
 
-@pytest.mark.timeout(900)  # the slowest takes two minutes of an idle core
+@pytest.mark.timeout(900)  # together they take three minutes of an idle core
 @pytest.mark.parametrize("file", FILES)
 def test_kernels_under_the_interpreter(file: str, runs: dict[str, Run]) -> None:
     runs[file].check()
