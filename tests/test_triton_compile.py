@@ -193,6 +193,14 @@ def check_pipeline(launch: Launch, target: GPUTarget, shared_limit: int, folder:
 
     # Products of float32 are products of float32; float64 is multiplied by tensor cores where they are fast.
     assert set(re.findall(r"inputPrecision = (\w+)", binary.asm["ttir"])) <= {"ieee"}, name
+    if launch.kernel is not band.update_kernel:
+        # Long sums step by step: no product goes on with the sum before it.
+        begins = re.findall(
+            r"\b(?:tt\.dot|ttng\.warp_group_dot) %[\w#]+, %[\w#]+, (%[\w#]+)", binary.asm["ttgir"]
+        )
+        zeros = re.findall(r"(%\w+) = arith\.constant dense<0\.0+e\+00>", binary.asm["ttgir"])
+        assert len(begins) >= 3, name
+        assert set(begins) <= set(zeros), (name, begins)
     double = dtype == torch.float64
     if target.backend == "hip":
         assert set(re.findall(r"v_mfma_(\w+?)_\d+x\d+", code)) == {"f64" if double else "f32"}, name
@@ -213,6 +221,9 @@ def test_every_kernel_of_the_pipeline(
     chip: str, launches: list[Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    target, shared_limit = (CHIPS | CONSUMER)[chip]
+    if target.backend == "hip":
+        monkeypatch.setattr(torch.version, "hip", "6.4")  # options of a launch are another's there
     # Of load, the shortest and the longest type: the others differ in the conversion of an entry.
     for dtype in (*HALF, *DTYPES) if chip == "sm_90" else (torch.bfloat16, torch.float64):
         launch_load(dtype)
@@ -221,7 +232,7 @@ def test_every_kernel_of_the_pipeline(
         launch_band(dtype)
     assert len(launches) == (20 if chip == "sm_90" else 14)
     for launch in launches:
-        check_pipeline(launch, *(CHIPS | CONSUMER)[chip], tmp_path)
+        check_pipeline(launch, target, shared_limit, tmp_path)
 
 
 def test_launches_of_the_pipeline(launches: list[Launch]) -> None:

@@ -24,7 +24,14 @@ For r rows and c columns of the trailing matrix, s bytes an entry:
 
 W V2 (b x b) is summed again by every program of right_product: a launch for it alone would cost more than
 the half of a product that this adds. The order of every sum depends on the shape alone, and there are no
-atomics: a matrix has the same bits in any batch. float32 is multiplied as such, never as TF32.
+atomics: a matrix has the same bits in any batch. float32 is multiplied as such, never as TF32, nor as tf32x3:
+tensor cores truncate, which may exceed what svdvals promises (benchmarks/tf32x3.py).
+
+A product is one chain of FMAs, and its error grows with the root of its length. V^T A, A V2 and W V2, as long
+as the matrix, are therefore added up from sums of STEP terms that begin at zero: one addition for 16 FMAs. As
+chains they make 2 to 4 times the error of `band` at n = 512 and 768, and with equal values 1.2 times what
+svdvals promises, at n = 256 (benchmarks/gpu_accuracy.py, benchmarks/tf32x3.py). They are subtracted, because
+the compiler turns dot(x, y, 0) + z into the chain dot(x, y, z).
 """
 
 from __future__ import annotations
@@ -44,6 +51,7 @@ BLOCK = 32  # as in csrc/cuda/kernels.h
 # flight. STEP and LEFT_TILE divide BLOCK: no rest.
 LEFT_TILE, LEFT_WARPS = 32, 2
 RIGHT_TILE, RIGHT_WARPS = 64, 4
+RIGHT_REGISTERS = 128  # in float32. Left to itself ptxas 12.8 takes 96 on sm_86 and sm_89, and spills two.
 UPDATE_TILE, UPDATE_WARPS = 64, 4
 STEP = 16
 STAGES = 4
@@ -84,11 +92,11 @@ def left_product_kernel(
     a_step = a + k[:, None] * cols + j[None, :]
     z = tl.zeros((BLOCK, TILE), a.dtype.element_ty)
     for _ in range(top, rows, STEP):
-        z = _multiply(tl.load(v_step), tl.load(a_step), z)
+        z -= _multiply(tl.load(v_step), tl.load(a_step), tl.zeros_like(z))
         v_step += STEP * 2 * BLOCK
         a_step += STEP * cols
     t_transposed = tl.load(t + i[None, :] * BLOCK + i[:, None])
-    w = _multiply(t_transposed, z, tl.zeros_like(z))
+    w = -_multiply(t_transposed, z, tl.zeros_like(z))
     tl.store(right + i[:, None] * cols + j[None, :], w)
     v_top = tl.load(left + i[:, None] * (2 * BLOCK) + i[None, :])
     a_top = a + i[:, None] * cols + j[None, :]
@@ -129,8 +137,8 @@ def right_product_kernel(
     wv = tl.zeros((BLOCK, BLOCK), a.dtype.element_ty)
     for _ in range(top + BLOCK, cols, STEP):
         v2 = tl.load(v2_step)
-        y = _multiply(tl.load(a_step, mask=inside, other=0.0), v2, y)
-        wv = _multiply(tl.load(w_step), v2, wv)
+        y -= _multiply(tl.load(a_step, mask=inside, other=0.0), v2, tl.zeros_like(y))
+        wv -= _multiply(tl.load(w_step), v2, tl.zeros_like(wv))
         a_step += STEP
         w_step += STEP
         v2_step += STEP
@@ -138,7 +146,7 @@ def right_product_kernel(
     v = tl.load(v_tile, mask=inside, other=0.0)
     y -= _multiply(v, wv, tl.zeros_like(y))
     triangle = tl.load(t + j[:, None] * BLOCK + j[None, :])
-    tl.store(v_tile + BLOCK, _multiply(y, triangle, tl.zeros_like(y)), mask=inside)
+    tl.store(v_tile + BLOCK, -_multiply(y, triangle, tl.zeros_like(y)), mask=inside)
 
 
 @triton.jit
@@ -207,6 +215,7 @@ def right_product(a: Tensor, left: Tensor, right: Tensor, t2: Tensor, top: int) 
         TILE=RIGHT_TILE,
         STEP=STEP,
         **_launch(a, RIGHT_WARPS),
+        **({"maxnreg": RIGHT_REGISTERS} if a.dtype == torch.float32 and torch.version.hip is None else {}),
     )
 
 
