@@ -17,6 +17,7 @@
 //   d, e       B x n, Wide: the bidiagonal; the last entry of a row of e is zero.
 //
 //   panel          a block of b columns (or rows) -> its triangle, V, T                 a block of threads a matrix
+//   panel_scratch  the same where its rows do not fit into shared memory
 //   pack_band      a -> band                                                            a block of threads a row
 //   chase          band -> d, e                                                         a block of threads a matrix
 //   direct         a (n <= 64) -> d, e                                                  a block of threads a matrix
