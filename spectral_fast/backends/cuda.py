@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import logging
 import math
 import threading
@@ -35,11 +34,7 @@ _EXTRA = "pip install 'spectral_fast[cuda]'"
 
 
 def installed() -> bool:
-    """Whether there is a CuPy to import; whether that works is not known before it is tried."""
-    try:
-        return importlib.util.find_spec("cupy") is not None
-    except ValueError:  # a stand-in in sys.modules, without a spec
-        return False
+    return triton.importable("cupy")
 
 
 @functools.cache

@@ -25,12 +25,16 @@ _log = logging.getLogger(__name__)
 OPERATORS = ("stats_from_svdvals", "fit_powerlaw", "spectral_stats")
 
 
-def installed() -> bool:
-    """Whether there is a triton to import; whether that works is not known before it is tried."""
+def importable(package: str) -> bool:
+    """Whether there is something to import; whether that works is not known before it is tried."""
     try:
-        return importlib.util.find_spec("triton") is not None
+        return importlib.util.find_spec(package) is not None
     except ValueError:  # a stand-in in sys.modules, without a spec
         return False
+
+
+def installed() -> bool:
+    return importable("triton")
 
 
 @functools.cache
