@@ -1,0 +1,122 @@
+"""What exact looks teach a tracker about its errors.
+
+At an exact look the tracker says first what it would have said. Every sum below begins with what other runs taught, weighs
+as many observations, and forgets a fifth at each look.
+
+    the leading values    which share of what the iteration still has to gain is really missing: mean and spread
+    the exponents         how large errors are, of following and of holding, against the error to be expected
+                          beforehand, for each matrix with the mean over the matrices as its prior; and how much of an
+                          error per drift stays the same from one interval to the next, which is taken off
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectral_fast.subspace import Ritz
+
+EXPONENTS = ("alpha_hill", "alpha", "alpha_ranksize")
+_FORGET = 0.8
+# Of a 4-layer GPT, AdamW 1e-3, 600 steps (docs/tail.md); the prior weighs as much as that many values.
+_GAIN, _GAIN_SPREAD, _GAIN_WEIGHT = 0.42, 0.3, 256.0
+# Matrices' worth of looks that the expected errors weigh; of its own a matrix must have as many to count as much.
+_ERROR_WEIGHT = 8.0
+_PERSISTENCE_WEIGHT = 4.0
+
+
+class Calibration:
+    """Of the matrices of one tracker."""
+
+    def __init__(self) -> None:
+        moments = [1.0, _GAIN, _GAIN**2 + _GAIN_SPREAD**2]
+        self._prior = torch.tensor(moments, dtype=torch.float64) * _GAIN_WEIGHT
+        self._gain = self._prior
+        self._exponents = {name: _Exponent() for name in EXPONENTS}
+
+    @property
+    def gain(self) -> float:
+        """Of what the iteration has to gain, the share that is missing."""
+        return float(self._gain[1] / self._gain[0])
+
+    def pending_error(self, pending: Tensor) -> Tensor:
+        """The error of values that gain times pending was added to."""
+        weight, total, squares = self._gain.tolist()
+        return pending * float((squares / weight - (total / weight) ** 2) ** 0.5)
+
+    def learn_gain(self, found: Ritz, S: Tensor) -> None:
+        """From the Ritz values of a look and the exact values S (B, n)."""
+        values = S[:, : found.squares.shape[-1]].to(torch.float64)
+        missing = values / found.squares.sqrt() - 1
+        # Where rounding is a tenth of what is missing it tells nothing.
+        use = found.pending > 10 * torch.finfo(torch.float32).eps * values[:, :1] / values
+        share = (missing / found.pending)[use].clamp(-1, 4)
+        new = [float(len(share)), float(share.sum()), float(share.square().sum())]
+        self._gain = (
+            self._prior + _FORGET * (self._gain - self._prior) + torch.tensor(new, dtype=torch.float64)
+        )
+
+    def exponent(
+        self, name: str, followed: Tensor, last: Tensor, expected: Tensor, drift: Tensor
+    ) -> tuple[Tensor, Tensor, bool]:
+        """The exponent to report, its standard error, and whether it is the last exact one, held."""
+        return self._exponents[name].report(followed, last, expected, drift)
+
+    def learn_exponents(
+        self,
+        followed: dict[str, Tensor],
+        last: dict[str, Tensor],
+        exact: dict[str, Tensor],
+        expected: dict[str, Tensor],
+        drift: Tensor,
+    ) -> None:
+        """From what a look followed, the exact looks before it and at it, and the errors expected."""
+        for name, of in self._exponents.items():
+            of.learn(followed[name], last[name], exact[name], expected[name], drift)
+
+
+class _Exponent:
+    """One exponent, over the matrices. An error is followed (or held) - exact."""
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._followed: Tensor | float = 0.0  # sums of (error / expected error)^2, for each matrix
+        self._held: Tensor | float = 0.0
+        self._lasting: Tensor | None = None  # error per drift of following at the last exact look
+        self._persistence = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def report(
+        self, followed: Tensor, last: Tensor, expected: Tensor, drift: Tensor
+    ) -> tuple[Tensor, Tensor, bool]:
+        hold = self._count > 0 and float(torch.as_tensor(self._held - self._followed).sum()) < 0
+        squares = self._held if hold else self._followed
+        value = last if hold else self._corrected(followed, drift)
+        return value, expected * self._scale(squares), hold
+
+    def _scale(self, squares: Tensor | float) -> Tensor | float:
+        if not isinstance(squares, Tensor):
+            return 1.0
+        pooled = (_ERROR_WEIGHT + squares.sum()) / (_ERROR_WEIGHT + self._count * len(squares))
+        return ((_ERROR_WEIGHT * pooled + squares) / (_ERROR_WEIGHT + self._count)).sqrt()
+
+    def _corrected(self, followed: Tensor, drift: Tensor) -> Tensor:
+        if self._lasting is None:
+            return followed
+        return followed - float(self._persistence[0] / self._persistence[1]) * self._lasting * drift
+
+    def learn(self, followed: Tensor, last: Tensor, exact: Tensor, expected: Tensor, drift: Tensor) -> None:
+        error = ((self._corrected(followed, drift) - exact) / expected).square()
+        held = ((last - exact) / expected).square()
+        known = error.isfinite() & held.isfinite()
+        self._count = _FORGET * self._count + 1
+        self._followed = _FORGET * self._followed + torch.where(known, error, 0)
+        self._held = _FORGET * self._held + torch.where(known, held, 0)
+
+        lasting = torch.where(known, (followed - exact) / drift, 0).nan_to_num(0.0, 0.0, 0.0)
+        if self._lasting is not None:
+            unit = self._lasting.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
+            new = torch.stack([(lasting * self._lasting).sum(), self._lasting.square().sum()]) / unit
+            start = torch.tensor([0.0, _PERSISTENCE_WEIGHT], dtype=torch.float64)
+            self._persistence = start + _FORGET * (self._persistence - start) + new
+            self._persistence[0].clamp_(min=0.0)
+        self._lasting = lasting
