@@ -13,6 +13,7 @@ from spectral_fast.linalg import svdvals, svdvals_ex
 from spectral_fast.models import WeightMatrix, weight_matrices
 from spectral_fast.powerlaw import PowerLawFit, fit_powerlaw, hill_alpha, ranksize_slope
 from spectral_fast.stats import SpectralStats, spectral_stats, stats_from_svdvals
+from spectral_fast.tracker import SpectralTracker, TrackedStats
 from spectral_fast.weightwatcher import weightwatcher_accelerated
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "LogNormalComparison",
     "PowerLawFit",
     "SpectralStats",
+    "SpectralTracker",
+    "TrackedStats",
     "WeightMatrix",
     "__version__",
     "capabilities",

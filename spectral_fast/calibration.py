@@ -4,9 +4,8 @@ At an exact look the tracker says first what it would have said. Every sum below
 as many observations, and forgets a fifth at each look.
 
     the leading values    which share of what the iteration still has to gain is really missing: mean and spread
-    the exponents         how large errors are, of following and of holding, against the error to be expected
-                          beforehand, for each matrix with the mean over the matrices as its prior; and how much of an
-                          error per drift stays the same from one interval to the next, which is taken off
+    the exponents         how large the errors of following and of holding are against the error to be expected
+                          beforehand; for each matrix, with the mean over the matrices as its prior
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ _FORGET = 0.8
 _GAIN, _GAIN_SPREAD, _GAIN_WEIGHT = 0.42, 0.3, 256.0
 # Matrices' worth of looks that the expected errors weigh; of its own a matrix must have as many to count as much.
 _ERROR_WEIGHT = 8.0
-_PERSISTENCE_WEIGHT = 4.0
 
 
 class Calibration:
@@ -57,10 +55,10 @@ class Calibration:
         )
 
     def exponent(
-        self, name: str, followed: Tensor, last: Tensor, expected: Tensor, drift: Tensor
+        self, name: str, followed: Tensor, last: Tensor, expected: Tensor
     ) -> tuple[Tensor, Tensor, bool]:
         """The exponent to report, its standard error, and whether it is the last exact one, held."""
-        return self._exponents[name].report(followed, last, expected, drift)
+        return self._exponents[name].report(followed, last, expected)
 
     def learn_exponents(
         self,
@@ -68,55 +66,34 @@ class Calibration:
         last: dict[str, Tensor],
         exact: dict[str, Tensor],
         expected: dict[str, Tensor],
-        drift: Tensor,
     ) -> None:
         """From what a look followed, the exact looks before it and at it, and the errors expected."""
         for name, of in self._exponents.items():
-            of.learn(followed[name], last[name], exact[name], expected[name], drift)
+            of.learn(followed[name], last[name], exact[name], expected[name])
 
 
 class _Exponent:
-    """One exponent, over the matrices. An error is followed (or held) - exact."""
+    """One exponent: for each matrix the sums of (error / expected error)^2, of following and of holding."""
 
     def __init__(self) -> None:
         self._count = 0.0
-        self._followed: Tensor | float = 0.0  # sums of (error / expected error)^2, for each matrix
-        self._held: Tensor | float = 0.0
-        self._lasting: Tensor | None = None  # error per drift of following at the last exact look
-        self._persistence = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        self._followed: Tensor | None = None
+        self._held: Tensor | None = None
 
-    def report(
-        self, followed: Tensor, last: Tensor, expected: Tensor, drift: Tensor
-    ) -> tuple[Tensor, Tensor, bool]:
-        hold = self._count > 0 and float(torch.as_tensor(self._held - self._followed).sum()) < 0
+    def report(self, followed: Tensor, last: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, bool]:
+        if self._followed is None or self._held is None:
+            return followed, expected, False
+        hold = bool(self._held.sum() < self._followed.sum())
         squares = self._held if hold else self._followed
-        value = last if hold else self._corrected(followed, drift)
-        return value, expected * self._scale(squares), hold
-
-    def _scale(self, squares: Tensor | float) -> Tensor | float:
-        if not isinstance(squares, Tensor):
-            return 1.0
         pooled = (_ERROR_WEIGHT + squares.sum()) / (_ERROR_WEIGHT + self._count * len(squares))
-        return ((_ERROR_WEIGHT * pooled + squares) / (_ERROR_WEIGHT + self._count)).sqrt()
+        scale = ((_ERROR_WEIGHT * pooled + squares) / (_ERROR_WEIGHT + self._count)).sqrt()
+        return (last if hold else followed), expected * scale, hold
 
-    def _corrected(self, followed: Tensor, drift: Tensor) -> Tensor:
-        if self._lasting is None:
-            return followed
-        return followed - float(self._persistence[0] / self._persistence[1]) * self._lasting * drift
-
-    def learn(self, followed: Tensor, last: Tensor, exact: Tensor, expected: Tensor, drift: Tensor) -> None:
-        error = ((self._corrected(followed, drift) - exact) / expected).square()
+    def learn(self, followed: Tensor, last: Tensor, exact: Tensor, expected: Tensor) -> None:
+        error = ((followed - exact) / expected).square()
         held = ((last - exact) / expected).square()
         known = error.isfinite() & held.isfinite()
+        error, held = torch.where(known, error, 0), torch.where(known, held, 0)
         self._count = _FORGET * self._count + 1
-        self._followed = _FORGET * self._followed + torch.where(known, error, 0)
-        self._held = _FORGET * self._held + torch.where(known, held, 0)
-
-        lasting = torch.where(known, (followed - exact) / drift, 0).nan_to_num(0.0, 0.0, 0.0)
-        if self._lasting is not None:
-            unit = self._lasting.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
-            new = torch.stack([(lasting * self._lasting).sum(), self._lasting.square().sum()]) / unit
-            start = torch.tensor([0.0, _PERSISTENCE_WEIGHT], dtype=torch.float64)
-            self._persistence = start + _FORGET * (self._persistence - start) + new
-            self._persistence[0].clamp_(min=0.0)
-        self._lasting = lasting
+        self._followed = error if self._followed is None else _FORGET * self._followed + error
+        self._held = held if self._held is None else _FORGET * self._held + held

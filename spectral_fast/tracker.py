@@ -146,7 +146,7 @@ class SpectralTracker:
             frozen = fit_powerlaw(S.to(torch.float64).square(), xmin=previous.xmin).alpha
             exact = {**at, "alpha": frozen}
             self._calibration.learn_gain(look.ritz, S)
-            self._calibration.learn_exponents(look.exponents, previous.at, exact, look.errors, look.drift)
+            self._calibration.learn_exponents(look.exponents, previous.at, exact, look.errors)
             V = previous.vectors
         else:
             self._calibration = Calibration()
@@ -176,9 +176,8 @@ class SpectralTracker:
             )
         stats = self._report(self._follow(self._anchor, batch))
         tensors = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "held"}
-        return TrackedStats(
-            **{k: x.reshape(*shape, *x.shape[1:]) for k, x in tensors.items()}, held=stats.held
-        )
+        shaped = {name: x.reshape(shape + x.shape[1:]) for name, x in tensors.items()}
+        return TrackedStats(**shaped, held=stats.held)
 
     def _draw(self, batch: _Batch, count: int) -> Tensor:
         noise = torch.randn(batch.count, batch.n, count, generator=self._generator, dtype=torch.float32)
@@ -265,9 +264,7 @@ class SpectralTracker:
         needs = ~(2 * error[:, 0] <= self.tolerance * sigma)
         for name in EXPONENTS:
             last = look.anchor.at[name]
-            value, spread, hold = calibration.exponent(
-                name, look.exponents[name], last, look.errors[name], look.drift
-            )
+            value, spread, hold = calibration.exponent(name, look.exponents[name], last, look.errors[name])
             exponents[name], exponents[name + "_error"] = value, spread
             needs |= spread > self.alpha_tolerance * last.abs()
             if hold:

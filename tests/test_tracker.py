@@ -1,0 +1,313 @@
+"""SpectralTracker against exact looks, on matrices that move as trained ones do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spectral_fast import SpectralTracker, fit_powerlaw, spectral_stats
+from spectral_fast.calibration import EXPONENTS, Calibration
+from spectral_fast.influence import influence
+from spectral_fast.subspace import ritz
+from spectral_fast.tracker import LEAST_TRACKED
+
+
+def start(batch: int, m: int, n: int, seed: int = 0) -> Tensor:
+    """Noise, a decaying part and a few spikes, as in a weight some hundred steps into training."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(batch, m, n, generator=generator) * 0.02
+    left = torch.linalg.qr(torch.randn(batch, m, 24, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(batch, n, 24, generator=generator)).Q
+    spikes = 3 * torch.arange(1, 25) ** -0.5
+    return weights + (left * spikes) @ right.mT
+
+
+def drifting(weights: Tensor, seed: int = 1) -> Callable[[], Tensor]:
+    """The weights after each further step: a persistent low-rank direction, noise of the size of AdamW's, decay."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, m, n = weights.shape
+    pull = torch.randn(batch, m, 4, generator=generator) @ torch.randn(batch, 4, n, generator=generator)
+    pull /= torch.linalg.matrix_norm(pull)[:, None, None]
+    size = torch.linalg.matrix_norm(weights)[:, None, None]
+    current = weights.clone()
+
+    def step() -> Tensor:
+        nonlocal current
+        noise = torch.randn(batch, m, n, generator=generator) / math.sqrt(m * n)
+        current = current * 0.9995 + size * (0.003 * pull + 0.004 * noise)
+        return current
+
+    return step
+
+
+@pytest.mark.parametrize("shape", [(4, 256, 256), (3, 640, 320), (3, 300, 520)])
+def test_follows_what_an_exact_look_says(shape: tuple[int, int, int]) -> None:
+    weights = start(*shape)
+    tracker, step = SpectralTracker(), drifting(weights)
+    off: dict[str, list[Tensor]] = {name: [] for name in EXPONENTS}
+    tracker.exact(weights)
+    for i in range(1, 33):
+        weights = step()
+        tracked = tracker.track(weights)
+        exact = spectral_stats(weights, return_svdvals=True)
+        assert exact.svdvals is not None
+        leading = exact.svdvals[:, :16].double()
+        # The tolerance the tracker was made with; the values behind the first are allowed ten times as much.
+        torch.testing.assert_close(tracked.spectral_norm, exact.spectral_norm, rtol=1e-3, atol=0)
+        torch.testing.assert_close(tracked.stable_rank, exact.stable_rank, rtol=1e-3, atol=0)
+        torch.testing.assert_close(tracked.leading, leading, rtol=1e-2, atol=0)
+        # One float32 rounding of each entry's square.
+        torch.testing.assert_close(tracked.frobenius_norm, exact.frobenius_norm, rtol=1e-6, atol=0)
+        frozen = fit_powerlaw(exact.svdvals.double() ** 2, xmin=tracked.xmin).alpha
+        for name in EXPONENTS:
+            now = frozen if name == "alpha" else getattr(exact, name)
+            off[name].append((getattr(tracked, name) - now) / getattr(tracked, name + "_error"))
+        if i % 8 == 0:
+            tracker.exact(weights)
+    for name, scores in off.items():
+        # Four stretches of correlated errors, of matrices with no training behind them: the size has to be right.
+        assert 0.1 < torch.stack(scores).square().mean().sqrt() < 2, name
+
+
+def test_following_beats_holding() -> None:
+    weights = start(4, 640, 384)
+    tracker, step = SpectralTracker(), drifting(weights)
+    last = tracker.exact(weights)
+    followed: dict[str, list[Tensor]] = {name: [] for name in EXPONENTS}
+    held: dict[str, list[Tensor]] = {name: [] for name in EXPONENTS}
+    for _ in range(4):
+        for _ in range(20):
+            weights = step()
+        tracked = tracker.track(weights)
+        assert tracked.held == ()
+        exact = tracker.exact(weights)
+        assert exact.svdvals is not None
+        frozen = fit_powerlaw(exact.svdvals.double() ** 2, xmin=last.xmin).alpha
+        for name in EXPONENTS:
+            now = frozen if name == "alpha" else getattr(exact, name)
+            followed[name].append(getattr(tracked, name) - now)
+            held[name].append(getattr(last, name) - now)
+        last = exact
+    for name in EXPONENTS:
+        better, worse = (torch.stack(errors[name]).square().mean() for errors in (followed, held))
+        assert better < worse / 4, name
+
+
+def test_what_following_makes_worse_is_held() -> None:
+    calibration = Calibration()
+    exact = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    expected = torch.full_like(exact, 0.01)
+    bad, good = dict.fromkeys(EXPONENTS, exact + 0.2), dict.fromkeys(EXPONENTS, exact + 0.01)
+    for _ in range(3):
+        calibration.learn_exponents(
+            bad, good, dict.fromkeys(EXPONENTS, exact), dict.fromkeys(EXPONENTS, expected)
+        )
+    value, error, hold = calibration.exponent("alpha_hill", bad["alpha_hill"], good["alpha_hill"], expected)
+    assert hold
+    torch.testing.assert_close(value, good["alpha_hill"])
+    assert (error < 0.05).all()
+
+
+def test_ritz_values_are_lower_bounds_and_say_what_is_missing() -> None:
+    A = start(3, 400, 300).double()
+    sigma = torch.linalg.svdvals(A)
+    generator = torch.Generator().manual_seed(2)
+    V = torch.linalg.qr(torch.randn(3, 300, 32, generator=generator, dtype=torch.float64)).Q
+    ratios = []
+    for _ in range(6):
+        found = ritz(V, A.mT @ (A @ V))
+        V = found.vectors
+        missing = 1 - found.squares.sqrt() / sigma[:, :32]
+        assert (missing > -1e-12).all()
+        ratios.append((missing[:, :16] / found.pending[:, :16]).flatten())
+    # Against vectors drawn at random, not ones that were tracked; the order of magnitude is what counts.
+    assert 0.2 < float(torch.cat(ratios[2:]).median()) < 2
+    torch.testing.assert_close(V.mT @ V, torch.eye(32, dtype=V.dtype).expand(3, 32, 32), atol=1e-10, rtol=0)
+
+
+def test_influence_is_the_derivative() -> None:
+    """A small smooth change of the whole spectrum, given exactly: only the quadratics are approximate."""
+    generator = torch.Generator().manual_seed(3)
+    A = torch.randn(1, 700, 500, generator=generator, dtype=torch.float64)
+    S = torch.linalg.svdvals(A)
+    lam = S.square()
+    xmin = fit_powerlaw(lam).xmin
+    around = influence(S, xmin, 24)
+    none = torch.zeros(1, dtype=torch.float64)
+    at = around.exponents(lam[:, :24], around.sums, none)
+    stats = spectral_stats(A)
+    torch.testing.assert_close(at["alpha_hill"], stats.alpha_hill)
+    torch.testing.assert_close(at["alpha_ranksize"], stats.alpha_ranksize)
+    torch.testing.assert_close(at["alpha"], stats.alpha)
+
+    # Everything grows by a factor that grows with lambda.
+    moved = lam * (1 + 0.02 * lam / lam.mean())
+    sums = torch.stack([moved[:, 24:].sum(-1), moved[:, 24:].square().sum(-1)], -1)
+    now = around.exponents(moved[:, :24], sums, none)
+    exact = spectral_stats(torch.diag_embed(moved.sqrt()))
+    for name, share in (("alpha_hill", 0.15), ("alpha_ranksize", 0.3)):
+        change = getattr(exact, name) - at[name]
+        assert abs(float(now[name] - getattr(exact, name))) < share * abs(float(change)), name
+
+
+def test_a_matrix_that_is_not_finite_spoils_only_itself_and_comes_back() -> None:
+    weights = start(3, 256, 256)
+    tracker, other = SpectralTracker(), SpectralTracker()
+    tracker.exact(weights)
+    other.exact(weights)
+    step = drifting(weights)
+    weights = step()
+    broken = weights.clone()
+    broken[1, 5, 7] = torch.nan
+    spoiled, whole = tracker.track(broken), other.track(weights)
+    assert spoiled.needs_exact.tolist() == [False, True, False]
+    for name in ("spectral_norm", "stable_rank", "alpha_hill", "alpha_ranksize"):
+        assert getattr(spoiled, name)[1].isnan(), name
+        torch.testing.assert_close(
+            getattr(spoiled, name)[[0, 2]], getattr(whole, name)[[0, 2]], rtol=0, atol=0
+        )
+    weights = step()
+    torch.testing.assert_close(
+        tracker.track(weights).spectral_norm, torch.linalg.svdvals(weights)[:, 0].double(), rtol=1e-3, atol=0
+    )
+    tracker.exact(broken)
+    assert tracker.track(weights).alpha_hill[1].isnan()
+    tracker.exact(weights)
+    assert tracker.track(weights).alpha_hill.isfinite().all()
+
+
+def test_weights_that_begin_at_zero() -> None:
+    """The second factor of a LoRA pair, or an output layer: rank grows from none."""
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.zeros(1, 320, 256)
+    tracker = SpectralTracker()
+    tracker.exact(weights)
+    for rank in (1, 2, 40):
+        weights = torch.randn(1, 320, rank, generator=generator) @ torch.randn(
+            1, rank, 256, generator=generator
+        )
+        tracked = tracker.track(weights)
+        exact = torch.linalg.svdvals(weights.double())
+        torch.testing.assert_close(tracked.spectral_norm, exact[:, 0], rtol=1e-3, atol=0)
+        tracker.exact(weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(dtype: torch.dtype) -> None:
+    weights = start(2, 256, 320).to(dtype)
+    tracker = SpectralTracker()
+    tracker.exact(weights)
+    weights = (weights.double() * 1.01).to(dtype)
+    tracked, exact = tracker.track(weights), spectral_stats(weights)
+    torch.testing.assert_close(tracked.spectral_norm, exact.spectral_norm, rtol=1e-4, atol=0)
+    torch.testing.assert_close(tracked.alpha_hill, exact.alpha_hill, rtol=5e-3, atol=0)
+
+
+def test_a_sequence_gives_the_same_as_a_batch() -> None:
+    weights = start(3, 256, 288)
+    together, apart = SpectralTracker(), SpectralTracker()
+    together.exact(weights)
+    apart.exact(list(weights))
+    weights = drifting(weights)()
+    a, b = together.track(weights), apart.track(list(weights))
+    for name in ("leading", "alpha", "alpha_hill", "stable_rank", "drift"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=1e-5, atol=0)
+
+
+def test_batch_dimensions_and_no_batch() -> None:
+    weights = start(4, 256, 256).reshape(2, 2, 256, 256)
+    tracker = SpectralTracker(k=5)
+    tracker.exact(weights)
+    tracked = tracker.track(weights)
+    assert tracked.leading.shape == (2, 2, 5)
+    assert tracked.alpha.shape == tracked.needs_exact.shape == (2, 2)
+    single = SpectralTracker(k=5)
+    single.exact(weights[0, 1])
+    assert single.track(weights[0, 1]).leading.shape == (5,)
+
+
+def test_small_matrices_are_looked_at_exactly() -> None:
+    generator = torch.Generator().manual_seed(5)
+    small = torch.randn(2, 400, LEAST_TRACKED - 1, generator=generator)
+    tracker = SpectralTracker()
+    tracker.exact(small)
+    tracked, exact = tracker.track(small), spectral_stats(small)
+    for name in (*EXPONENTS, "spectral_norm", "stable_rank"):
+        torch.testing.assert_close(getattr(tracked, name), getattr(exact, name), rtol=0, atol=0)
+        assert not getattr(tracked, name + "_error").any()
+
+
+def test_memory_is_what_the_docstring_says() -> None:
+    n, k = 512, 16
+    tracker = SpectralTracker(k=k)
+    tracker.exact(start(1, n, n))
+    tensors = [x for x in vars(tracker._anchor).values() if isinstance(x, Tensor)]
+    kept = sum(x.untyped_storage().nbytes() for x in tensors if x.dim() == 3)
+    assert kept == 4 * n * (k + 40)
+
+
+def test_the_generator_alone_is_random() -> None:
+    weights = start(1, 256, 256)
+
+    def look(seed: int | None) -> Tensor:
+        tracker = SpectralTracker(generator=None if seed is None else torch.Generator().manual_seed(seed))
+        tracker.exact(weights)
+        return tracker.track(weights * 1.001).leading
+
+    before = torch.random.get_rng_state()
+    assert torch.equal(look(None), look(None))
+    assert torch.equal(look(7), look(7))
+    assert not torch.equal(look(7), look(8))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_needs_exact_when_the_error_passes_the_tolerance() -> None:
+    weights = start(1, 256, 256)
+    probe = SpectralTracker()
+    probe.exact(weights)
+    tracked = probe.track(drifting(weights)())
+    errors = [getattr(tracked, name + "_error") / getattr(tracked, name).abs() for name in EXPONENTS]
+    tracker, step = SpectralTracker(alpha_tolerance=1.5 * float(max(errors))), drifting(weights)
+    tracker.exact(weights)
+    needed = [bool(tracker.track(step()).needs_exact) for _ in range(40)]
+    assert not needed[0]
+    assert needed[-1]
+    hasty = SpectralTracker(tolerance=1e-8)  # less than float32 can tell
+    hasty.exact(weights)
+    assert hasty.track(weights).needs_exact.all()
+
+
+def test_errors() -> None:
+    weights = start(2, 256, 256)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        SpectralTracker(0)
+    with pytest.raises(ValueError, match="tolerances must be > 0"):
+        SpectralTracker(tolerance=0.0)
+    tracker = SpectralTracker()
+    with pytest.raises(RuntimeError, match="call exact"):
+        tracker.track(weights)
+    tracker.exact(weights)
+    with pytest.raises(ValueError, match="the last exact look was at 2 matrices of 256 columns"):
+        tracker.track(weights[:1])
+    with pytest.raises(ValueError, match="dense real"):
+        tracker.exact(weights.to(torch.complex64))
+
+
+def test_a_tracker_costs_no_memory_beyond_the_first_looks() -> None:
+    import resource
+
+    weights = start(2, 256, 256)
+    tracker = SpectralTracker()
+    tracker.exact(weights)
+    for _ in range(20):
+        tracker.track(weights)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(100):
+        tracker.track(weights)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024
+    assert np.isfinite(tracker.track(weights).alpha.numpy()).all()
