@@ -52,6 +52,23 @@
 //   cost         a matrix: 4 m n^2 - 4/3 n^3 flops and some 2 n^2 divisions (float64: 10 n^2). An incomplete group takes as
 //                long as a full one.
 //
+//   gram_product    Z = A^T (A X) and energy = |A|_F^2, for A (rows x cols), X and Z (cols x columns, contiguous, output type).
+//
+//   mathematics  csrc/cpu/products.inl. Y = A X is never there as a whole: a block of rows adds its part to Z while it is in
+//   cache. input        A: as for svdvals, a side of any length from 1 up; contiguous along one of the two directions is fast.
+//   work         independent pieces of rows, gram_product_sizes().pieces of them. `begin` once writes X as the pieces read it
+//   into
+//                `vectors`. `piece` writes its part of Z into its partial, and returns its part of the energy; next_piece, any
+//                number, is what the thread will go on with and changes no bit. `end` adds the partials in order, for rows
+//                first .. last of Z.
+//   workspace    `vectors`, and as much for each partial, next to each other: vectors_bytes = O(n s), at most 16 partials.
+//                scratch_bytes a thread for a copy of 96 rows. All aligned to workspace_alignment.
+//   cost         4 m n s flops, A read once.
+//   accuracy     |Z - A^T (A X)| <= gamma_(n + m) |A|^T (|A| |X|) entry by entry in the output type; the energy to 12 units of
+//                it, in practice one. float32: what has a square that overflows makes the energy infinite.
+//   determinism  the bits depend on the matrix, its two strides, X and the instruction set. Columns of X may change each other's
+//                bits, as their number chooses the kernel. What is not finite stays in its matrix; info is not needed.
+//
 //   stats           one spectrum, sigma_1 >= ... >= sigma_n, in double -> every field of SpectralStats, NaN if a value is < 0.
 //
 //   ranksize_slope  the same -> minus the slope of ln sigma_k on ln k over the positive values.
@@ -141,6 +158,11 @@ struct PowerLawFit {
   double alpha, alpha_stderr, xmin, ks_distance;
 };
 
+struct GramProductSizes {
+  int64_t pieces;
+  std::size_t vectors_bytes, scratch_bytes;
+};
+
 // What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
 template <typename Scalar>
 struct Kernels {
@@ -156,6 +178,12 @@ struct Kernels {
   int64_t (*group_size)(int64_t rows, int64_t cols, int64_t batch);
   std::size_t (*group_workspace_bytes)(int64_t rows, int64_t cols);
   void (*svdvals_group)(const MatrixView* matrices, int64_t count, Scalar* values, int32_t* info, void* workspace);
+
+  GramProductSizes (*gram_product_sizes)(const MatrixView& a, int64_t columns);
+  void (*gram_product_begin)(const MatrixView& a, int64_t columns, const Scalar* x, void* vectors);
+  double (*gram_product_piece)(const MatrixView& a, int64_t columns, int64_t piece, int64_t next_piece, const void* vectors,
+                               void* partial, void* scratch);
+  void (*gram_product_end)(const MatrixView& a, int64_t columns, const void* partials, int64_t first, int64_t last, Scalar* z);
 };
 
 struct KernelTable {

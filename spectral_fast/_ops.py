@@ -55,6 +55,7 @@ for _schema in (
     "fit_powerlaw(Tensor evals, Tensor? xmin) -> (Tensor fit, Tensor n_tail)",
     "hill_alpha(Tensor evals, int? k) -> Tensor",
     "ranksize_slope(Tensor S) -> Tensor",
+    "gram_product(Tensor A, Tensor X) -> (Tensor Z, Tensor energy)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -64,6 +65,9 @@ spectral_stats = torch.ops.spectral_fast.spectral_stats.default
 fit_powerlaw = torch.ops.spectral_fast.fit_powerlaw.default
 hill_alpha = torch.ops.spectral_fast.hill_alpha.default
 ranksize_slope = torch.ops.spectral_fast.ranksize_slope.default
+# A (*, m, n) of a real dtype, any strides; X (*, n, s) of the dtype A is computed in. Z = A^T (A X), like X;
+# energy (*) float64, the sum of squares of A. From one read of A. Not differentiable: a backward pass raises.
+gram_product = torch.ops.spectral_fast.gram_product.default
 
 
 # What the dispatcher passes on its way to a CPU kernel when it has nothing to do there.
@@ -146,6 +150,36 @@ def _(S: Tensor) -> Tensor:
     return S.new_empty(S.shape[:-1], dtype=torch.float64)
 
 
+def check_gram_product(A: Tensor, X: Tensor) -> None:
+    """ValueError or TypeError for what gram_product does not take."""
+    if A.dtype not in REAL_DTYPES:
+        raise TypeError(f"gram_product takes real floating-point matrices, not {A.dtype}")
+    if X.dtype != compute_dtype(A.dtype):
+        raise TypeError(
+            f"gram_product of {A.dtype} matrices takes vectors of {compute_dtype(A.dtype)}, not {X.dtype}"
+        )
+    if A.dim() < 2 or X.dim() < 2 or (*A.shape[:-2], A.shape[-1]) != tuple(X.shape[:-1]):
+        raise ValueError(
+            "gram_product takes A (*, m, n) and X (*, n, s) with the same batch and n, not "
+            f"{tuple(A.shape)} and {tuple(X.shape)}"
+        )
+    if A.device != X.device:
+        raise ValueError(f"gram_product: A is on {A.device} and X on {X.device}; move one of them")
+
+
+@torch.library.register_fake(gram_product)
+def _(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    check_gram_product(A, X)
+    return X.new_empty(X.shape), X.new_empty(X.shape[:-2], dtype=torch.float64)
+
+
+def _no_derivative(ctx: Any, *gradients: Tensor | None) -> None:
+    raise NotImplementedError("gram_product has no derivative: give it A.detach() and X.detach()")
+
+
+torch.library.register_autograd(gram_product, _no_derivative)
+
+
 def batched_call(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     """The vmap rule of every operator: all tensors get the batch in front, all outputs have it there."""
     moved = []
@@ -169,5 +203,6 @@ for _op in (
     fit_powerlaw,
     hill_alpha,
     ranksize_slope,
+    gram_product,
 ):
     _register_vmap(_op)

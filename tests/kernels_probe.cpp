@@ -1,11 +1,14 @@
 // Every path of the kernels, on uninitialised workspaces and outputs. tests/test_build.py runs this under valgrind, which
 // complains where a branch depends on memory that nobody wrote; here every value that comes out decides one.
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/products.h"
 
 #include <cmath>
 #include <cstdio>
 #include <memory>
 #include <random>
+#include <utility>
+#include <vector>
 
 using namespace spectral_fast;
 
@@ -22,6 +25,19 @@ static bool descending(ElementType element, int64_t rows, int64_t cols, Driver d
   bool good = true;
   for (int64_t i = 0; i < count * k; ++i) good = good && std::isfinite(values[i]) && (i % k == 0 || values[i] <= values[i - 1]);
   return good;
+}
+
+// A^T (A X) and the sum of squares, in place or copied, for ones: m times n, and m n.
+template <typename Scalar>
+static bool multiplied(ElementType element, int64_t rows, int64_t cols, int64_t columns, bool by_rows) {
+  const std::unique_ptr<Scalar[]> a(new Scalar[rows * cols]), x(new Scalar[cols * columns]), z(new Scalar[cols * columns]);
+  std::fill(a.get(), a.get() + rows * cols, Scalar(1));
+  std::fill(x.get(), x.get() + cols * columns, Scalar(1));
+  double energy = 0;
+  const BatchView batch{a.get(), element, {rows, cols}, by_rows ? std::vector<int64_t>{cols, 1} : std::vector<int64_t>{1, rows}};
+  bool good = gram_product(batch, x.get(), columns, z.get(), &energy, 1, nullptr);
+  for (int64_t i = 0; i < cols * columns; ++i) good = good && z[i] == Scalar(rows * cols);
+  return good && energy == double(rows * cols);
 }
 
 // Every field of the statistics, in double, of n random singular values.
@@ -76,5 +92,14 @@ int main() {
   good = good && descending<float>(ElementType::float32, 300, 140, Driver::gram);
   good = good && descending<double>(ElementType::float64, 129, 400, Driver::gram);
   for (int64_t n = 1; n <= 40; ++n) good = plausible(n) && good;
+  for (const int64_t columns : {1, 2, 5, 9, 40})
+    for (const auto& shape : {std::pair<int64_t, int64_t>{1, 1}, {17, 50}, {200, 49}, {30, 1400}})
+      for (const bool by_rows : {false, true}) {
+        const auto [rows, cols] = shape;
+        const bool here = multiplied<float>(ElementType::float32, rows, cols, columns, by_rows) &&
+                          multiplied<double>(ElementType::float64, rows, cols, columns, by_rows);
+        if (!here) std::fprintf(stderr, "products of %d x %d\n", static_cast<int>(rows), static_cast<int>(cols));
+        good = good && here;
+      }
   return plausible(333) && good ? 0 : 1;
 }

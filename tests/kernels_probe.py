@@ -43,6 +43,47 @@ def svdvals(cpu: Any, a: Any, threads: int, gram: bool = False) -> Any:
     return s
 
 
+def gram_product(cpu: Any, a: Any, x: Any, threads: int) -> tuple[Any, Any]:
+    z, energy = np.empty_like(x), np.empty(len(a))
+    strides = tuple(size // a.itemsize for size in a.strides)
+    element, (x_at, z_at, energy_at) = (
+        cpu.element_types[a.dtype.name],
+        (v.ctypes.data for v in (x, z, energy)),
+    )
+    cpu.gram_product(a.ctypes.data, element, a.shape, strides, x_at, x.shape[-1], z_at, energy_at, threads)
+    return z, energy
+
+
+def digest_of_products(cpu: Any) -> bytes:
+    """Every tile, in place and copied: strips of 24 or 48, copies of 16, 48 or 96 rows, pieces of 192."""
+    rng = np.random.default_rng(6)
+    bits = b""
+    for m, n in ((1, 1), (17, 50), (400, 49), (30, 1400)):
+        for columns in (1, 2, 3, 8, 17, 40, 66):
+            for dtype, tolerance in ((np.float16, 1e-5), (np.float32, 1e-5), (np.float64, 1e-14)):
+                x = rng.standard_normal((3, n, columns)).astype(
+                    np.float64 if dtype == np.float64 else np.float32
+                )
+                a = rng.standard_normal((3, m, n)).astype(dtype)
+                wide, of_x = a.astype(np.float64), x.astype(np.float64)
+                turned = np.swapaxes(wide, 1, 2)
+                exact = turned @ (wide @ of_x)
+                bound = tolerance * (abs(turned) @ (abs(wide) @ abs(of_x)))
+                by_columns = np.swapaxes(np.ascontiguousarray(np.swapaxes(a, 1, 2)), 1, 2)
+                for laid_out in (a, by_columns, np.repeat(a, 2, axis=2)[:, :, ::2]):
+                    z, energy = gram_product(cpu, laid_out, x, 2)
+                    assert (abs(z - exact) <= bound).all(), (m, n, columns, dtype)
+                    squares = (wide**2).sum((-2, -1))
+                    assert (abs(energy - squares) <= tolerance * squares).all(), (m, n, columns, dtype)
+                    for threads in (1, 4):
+                        for one in range(3):
+                            again = gram_product(cpu, laid_out[one : one + 1], x[one : one + 1], threads)
+                            assert (again[0] == z[one]).all(), (m, n, columns, threads)
+                            assert again[1] == energy[one]
+                    bits += z.tobytes() + energy.tobytes()
+    return bits
+
+
 def statistics(cpu: Any, spectra: Any, threads: int) -> bytes:
     """Every kernel of statistics on contiguous rows of float32 or float64; the bits of all results."""
     count, n = spectra.shape
@@ -116,6 +157,7 @@ def digest(cpu: Any) -> str:
             group = np.asarray(rng.standard_normal((33, order, order)), dtype)
             digest.update(svdvals(cpu, group, 2).tobytes())
     digest.update(digest_of_statistics(cpu))
+    digest.update(digest_of_products(cpu))
     return digest.hexdigest()
 
 

@@ -27,8 +27,13 @@ OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "hill_alpha": (_ops.hill_alpha, (S, None)),
     "hill_alpha k": (_ops.hill_alpha, (S, 3)),
     "ranksize_slope": (_ops.ranksize_slope, (S,)),
+    "gram_product": (_ops.gram_product, (A, torch.randn(2, 5, 3, dtype=torch.float64))),
+    "gram_product float16": (_ops.gram_product, (A[0].half(), torch.randn(5, 3))),
+    "gram_product empty": (_ops.gram_product, (A[:, :0], torch.randn(2, 5, 3, dtype=torch.float64))),
 }
-DIFFERENTIABLE = [name for name in OPERATORS if "fit" not in name and "bfloat16" not in name]
+DIFFERENTIABLE = [
+    name for name in OPERATORS if "fit" not in name and "gram_product" not in name and "bfloat16" not in name
+]
 
 
 @pytest.mark.parametrize("name", OPERATORS)

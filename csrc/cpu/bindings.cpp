@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "products.h"
 
 namespace py = pybind11;
 using namespace spectral_fast;
@@ -25,14 +27,17 @@ bool interrupted() {
   return PyErr_CheckSignals() != 0;
 }
 
-bool svdvals_with(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
-                  std::uintptr_t values, std::uintptr_t info, int threads, bool gram, const StatsTarget* target,
-                  StageClock* clock) {
+BatchView batch_view(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides) {
   if (element < 0 || element > static_cast<int>(ElementType::bfloat16)) throw std::invalid_argument("unknown element type");
   if (shape.size() < 2 || shape.size() != strides.size())
     throw std::invalid_argument("shape and strides must name a batch of matrices");
-  const BatchView batch{reinterpret_cast<const void*>(data), static_cast<ElementType>(element), std::move(shape),
-                        std::move(strides)};
+  return {reinterpret_cast<const void*>(data), static_cast<ElementType>(element), std::move(shape), std::move(strides)};
+}
+
+bool svdvals_with(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                  std::uintptr_t values, std::uintptr_t info, int threads, bool gram, const StatsTarget* target,
+                  StageClock* clock) {
+  const BatchView batch = batch_view(data, element, std::move(shape), std::move(strides));
   int32_t* const info_out = reinterpret_cast<int32_t*>(info);
   const Driver driver = gram ? Driver::gram : Driver::bidiag;
   Outcome outcome;
@@ -60,6 +65,21 @@ void spectral_stats_binding(std::uintptr_t data, int element, std::vector<int64_
                             std::uintptr_t fitted, int threads, bool gram) {
   const StatsTarget target = stats_target(edge, smooth, fitted);
   svdvals_with(data, element, std::move(shape), std::move(strides), values, info, threads, gram, &target, nullptr);
+}
+
+void gram_product_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                          std::uintptr_t x, int64_t columns, std::uintptr_t z, std::uintptr_t energy, int threads) {
+  const BatchView batch = batch_view(data, element, std::move(shape), std::move(strides));
+  if (columns < 1 || std::min(batch.shape.end()[-2], batch.shape.back()) < 1)
+    throw std::invalid_argument("gram_product needs rows, columns and vectors");
+  double* const sums = reinterpret_cast<double*>(energy);
+  const auto run = [&](auto scalar) {
+    typedef decltype(scalar) Scalar;
+    const py::gil_scoped_release unlocked;
+    return gram_product(batch, reinterpret_cast<const Scalar*>(x), columns, reinterpret_cast<Scalar*>(z), sums, threads,
+                        interrupted);
+  };
+  if (!(batch.element == ElementType::float64 ? run(double()) : run(float()))) throw py::error_already_set();
 }
 
 template <typename Kernel>
@@ -164,6 +184,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("hill_alpha", &hill_binding, py::arg("values"), py::arg("element"), py::arg("count"), py::arg("n"), py::arg("k"),
         py::arg("alphas"), py::arg("threads"),
         "Hill exponents of `count` contiguous rows of n values, over the k largest of each; k = 0: over the upper half.");
+  m.def("gram_product", &gram_product_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
+        py::arg("x"), py::arg("columns"), py::arg("z"), py::arg("energy"), py::arg("threads"),
+        "A^T (A X) and the sum of squares of A, for a batch of matrices and as many contiguous X of `columns` columns.");
   m.def("stages", &stages, py::arg("rows"), py::arg("cols"), py::arg("batch"),
         "What matrices of a batch go through, in order; \"group\" is all stages, one matrix to a SIMD lane.");
   m.def("gram_stages", &gram_stages, py::arg("rows"), py::arg("cols"),

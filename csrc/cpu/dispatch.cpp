@@ -54,17 +54,6 @@ std::atomic<const KernelTable*>& current() {
   return table;
 }
 
-template <typename Scalar>
-const Kernels<Scalar>& kernels(const KernelTable& table);
-template <>
-const Kernels<float>& kernels<float>(const KernelTable& table) {
-  return table.float32;
-}
-template <>
-const Kernels<double>& kernels<double>(const KernelTable& table) {
-  return table.float64;
-}
-
 std::size_t element_bytes(ElementType element) {
   switch (element) {
     case ElementType::float64: return 8;
@@ -76,6 +65,21 @@ std::size_t element_bytes(ElementType element) {
 }  // namespace
 
 const KernelTable& current_table() { return *current().load(); }
+
+MatrixView matrix_at(const BatchView& batch, int64_t index) {
+  const std::size_t batch_dims = batch.shape.size() - 2;
+  int64_t offset = 0, rest = index;
+  for (std::size_t d = batch_dims; d-- > 0;) {
+    offset += rest % batch.shape[d] * batch.strides[d];
+    rest /= batch.shape[d];
+  }
+  return MatrixView{static_cast<const char*>(batch.data) + offset * static_cast<int64_t>(element_bytes(batch.element)),
+                    batch.element,
+                    batch.shape[batch_dims],
+                    batch.shape[batch_dims + 1],
+                    batch.strides[batch_dims],
+                    batch.strides[batch_dims + 1]};
+}
 
 std::vector<std::string> built_isas() {
   std::vector<std::string> names;
@@ -169,31 +173,16 @@ Outcome svdvals(const BatchView& batch, Scalar* values, int32_t* info, int threa
     if (target) spectra.emplace_back(table, k);
   } while (static_cast<int64_t>(workspaces.size()) < std::min<int64_t>(apart, crew.threads()));
 
-  const char* data = static_cast<const char*>(batch.data);
-  const std::size_t size = element_bytes(batch.element);
-  const auto matrix_at = [&](int64_t index) {
-    int64_t offset = 0, rest = index;
-    for (std::size_t d = batch_dims; d-- > 0;) {
-      offset += rest % batch.shape[d] * batch.strides[d];
-      rest /= batch.shape[d];
-    }
-    return MatrixView{data + offset * static_cast<int64_t>(size),
-                      batch.element,
-                      rows,
-                      cols,
-                      batch.strides[batch_dims],
-                      batch.strides[batch_dims + 1]};
-  };
   const auto compute_values = [&](int64_t first, int64_t members, void* workspace, const Team& team) {
 #ifdef SF_POISON  // tests/test_build.py: NaN wherever a kernel has not written
     std::memset(workspace, 0xff, bytes);
     std::memset(values + first * k, 0xff, static_cast<std::size_t>(members * k) * sizeof(Scalar));
 #endif
     if (group == 1)
-      return (gram ? kernel.svdvals_gram : kernel.svdvals)(matrix_at(first), values + first * k, info + first, workspace, team,
-                                                           clock);
+      return (gram ? kernel.svdvals_gram : kernel.svdvals)(matrix_at(batch, first), values + first * k, info + first, workspace,
+                                                           team, clock);
     MatrixView matrices[largest_group];
-    for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(first + i);
+    for (int64_t i = 0; i < members; ++i) matrices[i] = matrix_at(batch, first + i);
     kernel.svdvals_group(matrices, members, values + first * k, info + first, workspace);
   };
   const auto compute = [&](int64_t unit, int worker, const Team& team) {

@@ -17,6 +17,20 @@ struct BatchView {
   std::vector<int64_t> shape, strides;  // strides in elements
 };
 
+// Matrix `index` of the batch, counted row-major.
+MatrixView matrix_at(const BatchView& batch, int64_t index);
+
+template <typename Scalar>
+const Kernels<Scalar>& kernels(const KernelTable& table);
+template <>
+inline const Kernels<float>& kernels<float>(const KernelTable& table) {
+  return table.float32;
+}
+template <>
+inline const Kernels<double>& kernels<double>(const KernelTable& table) {
+  return table.float64;
+}
+
 // The kernels in use.
 const KernelTable& current_table();
 // Instruction sets compiled into this module, slowest first.

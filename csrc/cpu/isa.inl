@@ -38,6 +38,8 @@ namespace {
 #include "dqds_lanes.inl"
 #include "refine_lanes.inl"
 #include "group.inl"
+#include "products_tiles.inl"
+#include "products.inl"
 #include "elementary.inl"
 #include "powerlaw.inl"
 #include "stats.inl"
@@ -54,9 +56,11 @@ extern const KernelTable SF_JOIN(kernels_, SF_ISA_NAME);
 const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     SF_STRING(SF_ISA_NAME),
     {svdvals_workspace_bytes<float>, svdvals_float32<false>, gram_workspace_bytes, svdvals_float32<true>, group_size<float>,
-     group_workspace_bytes<float>, svdvals_group_float32},
+     group_workspace_bytes<float>, svdvals_group_float32, gram_product_sizes<float>, gram_product_begin<float>,
+     gram_product_piece<float>, gram_product_end<float>},
     {svdvals_workspace_bytes<double>, svdvals_float64<false>, gram_workspace_bytes, svdvals_float64<true>, group_size<double>,
-     group_workspace_bytes<double>, svdvals_group_float64},
+     group_workspace_bytes<double>, svdvals_group_float64, gram_product_sizes<double>, gram_product_begin<double>,
+     gram_product_piece<double>, gram_product_end<double>},
     stats_workspace_bytes,
     stats,
     ranksize_slope,

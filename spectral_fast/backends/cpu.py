@@ -140,6 +140,29 @@ def hill_alpha(evals: Tensor, k: int | None) -> Tensor:
     return alphas
 
 
+@reference.implements("gram_product", "CPU")
+def gram_product(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    """The operator on the CPU: a matrix a thread, or the rows of a single one in pieces."""
+    _ops.check_gram_product(A, X)
+    if 0 in A.shape or X.shape[-1] == 0:
+        return reference.gram_product(A, X)
+    shape, columns = A.shape, X.shape[-1]
+    x = X.contiguous()
+    z, energy = torch.empty(X.shape, dtype=X.dtype, device="cpu"), _empty(shape[:-2])
+    _cpu.gram_product(
+        A.data_ptr(),
+        _ELEMENT_TYPES[A.dtype],
+        shape,
+        A.stride(),
+        x.data_ptr(),
+        columns,
+        z.data_ptr(),
+        energy.data_ptr(),
+        _threads(),
+    )
+    return z, energy
+
+
 class _Spectra:
     """Rows of values as the kernels read them, kept alive: contiguous, in float32 or float64."""
 
@@ -156,4 +179,5 @@ _ops.cpu_kernels |= {
     _ops.ranksize_slope: ranksize_slope,
     _ops.fit_powerlaw: fit_powerlaw,
     _ops.hill_alpha: hill_alpha,
+    _ops.gram_product: gram_product,
 }

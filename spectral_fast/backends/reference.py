@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -81,3 +82,37 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
     if check_errors:
         raise_if_nonfinite(info)
     return values, info
+
+
+# Entries of A that are squared at a time: their copy in float64 is 32 MiB on the CPU, and none on a GPU.
+_SQUARED_ENTRIES = 1 << 22
+
+
+@contextlib.contextmanager
+def _unrounded_products(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32, whatever torch's switches say: either would leave three digits."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+
+
+@implements("gram_product")
+def gram_product(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    """The operator on devices without a kernel: two products and a sum of squares, A read for each."""
+    _ops.check_gram_product(A, X)
+    with _unrounded_products(A.device):
+        work = A.to(X.dtype)
+        Z = work.mT @ (work @ X)
+    energy = A.new_zeros(A.shape[:-2], dtype=torch.float64)
+    rows = max(1, _SQUARED_ENTRIES * A.shape[-2] // max(A.numel(), 1))
+    for part in A.split(rows, -2):
+        energy = energy + torch.linalg.vector_norm(part, dim=(-2, -1), dtype=torch.float64).square()
+    return Z, energy
