@@ -17,7 +17,7 @@ from spectral_fast.subspace import Ritz
 
 EXPONENTS = ("alpha_hill", "alpha", "alpha_ranksize")
 _FORGET = 0.8
-# Of a 4-layer GPT, AdamW 1e-3, 600 steps (docs/tail.md); the prior weighs as much as that many values.
+# Of a 4-layer GPT, AdamW 1e-3, 600 steps (docs/tracking.md); the prior weighs as much as that many values.
 _GAIN, _GAIN_SPREAD, _GAIN_WEIGHT = 0.42, 0.3, 256.0
 # Matrices' worth of looks that the expected errors weigh; of its own a matrix must have as many to count as much.
 _ERROR_WEIGHT = 8.0

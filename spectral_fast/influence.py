@@ -33,7 +33,7 @@ from torch import Tensor
 
 STATISTICS = ("hill", "count", "excess", "slope")
 # The quadratic has to hold a little beyond the bulk, too: values leave it upwards, drawn by training. 1.3 to 2 are
-# alike; without the room a polynomial swings there, the more the higher its degree (docs/tail.md).
+# alike; without the room a polynomial swings there, the more the higher its degree (docs/tracking.md).
 _ROOM = 1.5
 _ROOM_WEIGHT = 0.3
 # Of the values, on each side of the median: for the density there, and for the parabola that has no jitter.
@@ -42,7 +42,7 @@ _PARABOLA_SHARE = 0.03
 # Half of a jitter is forgotten when the drift, times sqrt(n) for the width of a level against the spacing of levels,
 # is this large: of the median, and of the least values, which move the slope. 0.9 to 2 are alike for the median.
 _MEDIAN_SPACINGS, _LEAST_SPACINGS = 1.4, 0.3
-# Errors to be expected, from every matrix of a 4-layer GPT over 600 steps (docs/tail.md): jitter, in units of one value
+# Errors to be expected, from every matrix of a 4-layer GPT over 600 steps (docs/tracking.md): jitter, in units of one value
 # (of the median, of the count above xmin, of the slope), and a relative error a unit of drift.
 _JITTER = {"alpha_hill": 0.5, "alpha": 0.55, "alpha_ranksize": 0.8}
 _REST = {"alpha_hill": 0.04, "alpha": 0.15, "alpha_ranksize": 0.05}

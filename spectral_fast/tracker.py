@@ -34,7 +34,7 @@ from spectral_fast.subspace import Ritz, ritz
 Products = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Matrices = Tensor | Sequence[Tensor]
 
-# Below that many values an exact look costs no more than a tracked one (docs/tail.md).
+# Below that many values an exact look costs no more than a tracked one (docs/tracking.md).
 LEAST_TRACKED = 256
 # Vectors beyond the leading k: all speed up the iteration, half are followed one by one in the exponents.
 _GUARD = 16
@@ -118,7 +118,7 @@ class SpectralTracker:
         self.tolerance = tolerance
         self.alpha_tolerance = alpha_tolerance
         self._generator = torch.Generator().manual_seed(0) if generator is None else generator
-        self._products: Products = gram_product if products is None else products
+        self._products: Products = _ops.gram_product if products is None else products
         self._anchor: _Anchor | None = None
         self._calibration = Calibration()
 
@@ -342,12 +342,6 @@ class _Batch:
         chosen = self._matrices if where is None else [self._matrices[i] for i in where.tolist()]
         both = [self._products(a, x) for a, x in zip(chosen, X, strict=True)]
         return torch.stack([Z for Z, _ in both]), torch.stack([energy for _, energy in both])
-
-
-def gram_product(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
-    """A^T A X and the sum of squares of A."""
-    work = A.to(X.dtype)
-    return work.mT @ (work @ X), work.to(torch.float64).square().sum((-1, -2))
 
 
 def _stacked(A: Matrices) -> Tensor:
