@@ -1,19 +1,14 @@
-"""SpectralTracker: following spectra from one exact look to the next, mostly for one read of the weight a look.
+"""SpectralTracker: following spectra from one exact look to the next, by mostly one read of the weight a look.
 
-A look costs one product Z = A^T A [V, P Omega] (the V: :mod:`spectral_fast.subspace`), with Omega random probes
-and P the projection that takes V out of them. It gives
+A look costs one product with A^T A. It gives
 
-    the leading values    Ritz values, corrected by what the iteration still has to gain, which is their error,
-                          too; where that is above the tolerance, V goes through another product
+    the leading values    Ritz values (spectral_fast.subspace), corrected by what the iteration still has to gain,
+                          which is their error, too; where that is above the tolerance, another product follows
     |A|_F                 exactly, from the same read
-    sum lambda^2          |Z_V|_F^2 + the mean of |A^T A P omega|^2 (Hutchinson 1990). It is known at the last exact
-                          look and the probes are the same, so only its change is estimated; and there, of
-                          lambda^2, only what the line nearest to it over the bulk does not explain
-    the exponents         from these, through their influence functions (:mod:`spectral_fast.influence`)
-    the drift             |P (A^T A - A_0^T A_0) omega| / |P A^T A omega|, A_0 of the last exact look
+    the exponents         from the leading values and two sums over the others (spectral_fast.bulk)
 
-The errors of the exponents are proportional to the drift; how large is learned at every exact look, where the
-tracker first says what it would have said. There it also learns whether following an exponent beats holding it.
+How large the errors are is learned at every exact look, where the tracker first says what it would have said; there
+it also learns whether following an exponent beats holding the last exact one (spectral_fast.calibration).
 """
 
 from __future__ import annotations
@@ -25,8 +20,8 @@ import torch
 from torch import Tensor
 
 from spectral_fast import _ops
+from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look
 from spectral_fast.calibration import EXPONENTS, Calibration
-from spectral_fast.influence import Influence, influence
 from spectral_fast.powerlaw import fit_powerlaw
 from spectral_fast.stats import SpectralStats, spectral_stats
 from spectral_fast.subspace import Ritz, ritz
@@ -36,11 +31,8 @@ Matrices = Tensor | Sequence[Tensor]
 
 # Below that many values an exact look costs no more than a tracked one (docs/tracking.md).
 LEAST_TRACKED = 256
-# Vectors beyond the leading k: all speed up the iteration, half are followed one by one in the exponents.
-_GUARD = 16
-_FOLLOWED_GUARD = 8
-_TRACE_PROBES = 8
-_DRIFT_PROBES = 8
+# Vectors beyond the leading k speed up the iteration; with the exponents, half of them are followed one by one.
+_GUARD, _GUARD_FOR_EXPONENTS = 7, 16
 _MOST_PRODUCTS = 4
 _COLD_PRODUCTS = 40
 
@@ -87,11 +79,14 @@ class SpectralTracker:
     """Follows a batch of matrices of one shape while they are trained.
 
     ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 40 float32 numbers
-    a column (the shorter side) and matrix: 22 % of a square weight of 256 columns, 5.5 % at 1024, less for oblong
-    ones. Matrices of fewer than 256 columns are looked at exactly instead: that costs no more.
+    a column (the shorter side) and matrix: 22 % of a square weight of 256 columns, 5.5 % at 1024, less for
+    oblong ones; k + 7 without the exponents. Matrices of fewer than 256 columns are looked at exactly instead:
+    that costs no more.
 
     Args:
         k: how many leading values to give.
+        exponents: whether to follow the three alphas. Without, they and the drift are NaN in what ``track``
+            returns; with k = 1 that is the stable rank for the least cost.
         tolerance: relative, of sigma_1 and the stable rank. Products are repeated, four at most, until
             the error is below a tenth of it; ``needs_exact`` tells where it then still is above.
         alpha_tolerance: relative, of the exponents; ``needs_exact`` tells where their error is above.
@@ -105,6 +100,7 @@ class SpectralTracker:
         self,
         k: int = 16,
         *,
+        exponents: bool = True,
         tolerance: float = 1e-3,
         alpha_tolerance: float = 0.02,
         generator: torch.Generator | None = None,
@@ -115,6 +111,7 @@ class SpectralTracker:
         if not (tolerance > 0 and alpha_tolerance > 0):
             raise ValueError(f"SpectralTracker: tolerances must be > 0, got {tolerance}, {alpha_tolerance}")
         self.k = k
+        self.exponents = exponents
         self.tolerance = tolerance
         self.alpha_tolerance = alpha_tolerance
         self._generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -139,20 +136,21 @@ class SpectralTracker:
         if S.shape[-1] < LEAST_TRACKED:
             return
         batch = _Batch(A, self._products)
-        at = {name: getattr(stats, name).reshape(-1) for name in EXPONENTS}
         previous = self._anchor
         if previous is not None and previous.fits(batch):
-            look = self._follow(previous, batch)
-            frozen = fit_powerlaw(S.to(torch.float64).square(), xmin=previous.xmin).alpha
-            exact = {**at, "alpha": frozen}
-            self._calibration.learn_gain(look.ritz, S)
-            self._calibration.learn_exponents(look.exponents, previous.at, exact, look.errors)
+            self._learn(previous, batch, S, stats)
             V = previous.vectors
         else:
             self._calibration = Calibration()
-            V = self._draw(batch, self.k + _GUARD)
-            V = torch.linalg.qr(V).Q
-        self._anchor = self._anchored(batch, V, S, at, stats.xmin.reshape(-1))
+            V = torch.linalg.qr(self._draw(batch, self.k + self._guard)).Q
+        V = self._converged(batch, V, S)
+        bulk = None
+        if self.exponents:
+            probes = self._draw(batch, PROBES)
+            xmin, lead = stats.xmin.reshape(-1), self._followed_values
+            bulk = at_exact_look(S, xmin, lead, V, probes, batch.products)
+        at = {name: getattr(stats, name).reshape(-1) for name in (*EXPONENTS, "xmin")}
+        self._anchor = _Anchor(batch.count, batch.n, V, bulk, at)
 
     def track(self, A: Matrices) -> TrackedStats:
         """The statistics of the matrices as they are now.
@@ -174,59 +172,49 @@ class SpectralTracker:
                 f"SpectralTracker.track: the last exact look was at {self._anchor.count} matrices of "
                 f"{self._anchor.n} columns, these are {batch.count} of {batch.n}; call exact() for them"
             )
-        stats = self._report(self._follow(self._anchor, batch))
+        stats = self._report(self._follow(self._anchor, batch), self._anchor.at)
         tensors = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "held"}
         shaped = {name: x.reshape(shape + x.shape[1:]) for name, x in tensors.items()}
         return TrackedStats(**shaped, held=stats.held)
+
+    @property
+    def _guard(self) -> int:
+        return _GUARD_FOR_EXPONENTS if self.exponents else _GUARD
+
+    @property
+    def _followed_values(self) -> int:
+        return self.k + _GUARD_FOR_EXPONENTS // 2
 
     def _draw(self, batch: _Batch, count: int) -> Tensor:
         noise = torch.randn(batch.count, batch.n, count, generator=self._generator, dtype=torch.float32)
         return noise.to(batch.device, batch.dtype)
 
-    def _anchored(self, batch: _Batch, V: Tensor, S: Tensor, at: dict[str, Tensor], xmin: Tensor) -> _Anchor:
-        """The anchor at an exact look, from vectors near the leading ones."""
+    def _converged(self, batch: _Batch, V: Tensor, S: Tensor) -> Tensor:
+        """The leading vectors, from V near them or drawn at random; S are the exact values."""
         known = S[:, : self.k].to(torch.float64)
         for _ in range(_COLD_PRODUCTS):
-            Z, _ = batch.products(V)
-            found = ritz(V, Z)
+            found = ritz(V, batch.products(V)[0])
             V = found.vectors
             off = (found.squares[:, : self.k].sqrt() - known).abs() / known
             if not bool((off > self.tolerance).any()):
                 break
-        probes = self._draw(batch, _TRACE_PROBES + _DRIFT_PROBES)
-        outside = probes - V @ (V.mT @ probes)
-        probes[..., -_DRIFT_PROBES:] = outside[..., -_DRIFT_PROBES:]
-        X = torch.cat([V, outside], -1)
-        Z, energy = batch.products(X)
-        control = _line_through_squares(S.to(torch.float64).square()[:, V.shape[-1] :])
-        return _Anchor(
-            count=batch.count,
-            n=batch.n,
-            vectors=V,
-            probes=probes,
-            reference=Z[..., -_DRIFT_PROBES:].clone(),
-            control=control,
-            squares=_sum_of_squares(X, Z, energy, control, V.shape[-1]),
-            exact_squares=S.to(torch.float64).pow(4).sum(-1),
-            influence=influence(S, xmin, self.k + _FOLLOWED_GUARD),
-            at=at,
-            xmin=xmin,
-        )
+        return V
+
+    def _learn(self, anchor: _Anchor, batch: _Batch, S: Tensor, stats: SpectralStats) -> None:
+        look = self._follow(anchor, batch)
+        self._calibration.learn_gain(look.ritz, S)
+        if look.followed is not None:
+            exact = {name: getattr(stats, name).reshape(-1) for name in EXPONENTS}
+            exact["alpha"] = fit_powerlaw(S.to(torch.float64).square(), xmin=anchor.at["xmin"]).alpha
+            followed = look.followed
+            self._calibration.learn_exponents(followed.exponents, anchor.at, exact, followed.errors)
 
     def _follow(self, anchor: _Anchor, batch: _Batch) -> _Look:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
-        V = anchor.vectors
-        split = V.shape[-1]
-        overlap = V.mT @ anchor.probes
-        X = torch.cat([V, anchor.probes - V @ overlap], -1)
+        V, bulk = anchor.vectors, anchor.bulk
+        X = V if bulk is None else torch.cat([V, bulk.columns(V)], -1)
         Z, energy = batch.products(X)
-        found = ritz(V, Z[..., :split])
-        moved = _sum_of_squares(X, Z, energy, anchor.control, split) - anchor.squares
-
-        # The last probes had no part in the leading directions of the exact look, nor has what is taken out now.
-        bulk = Z[..., -_DRIFT_PROBES:] + Z[..., :split] @ overlap[..., -_DRIFT_PROBES:]
-        change, bulk = (X - V @ (V.mT @ X) for X in (bulk - anchor.reference, bulk))
-        drift = (_energy(change) / _energy(bulk)).sqrt()
+        found = ritz(V, Z[..., : V.shape[-1]])
 
         limit = self.tolerance / 10
         for _ in range(_MOST_PRODUCTS - 1):
@@ -239,20 +227,12 @@ class SpectralTracker:
             found = Ritz(*(old.index_copy(0, where, new) for old, new in zip(found, again, strict=True)))
         anchor.vectors = found.vectors
 
-        gain = self._calibration.gain * found.pending
-        values = found.squares.sqrt() * (1 + gain)
-        lead = self.k + _FOLLOWED_GUARD
-        leading = values[:, :lead].square()
-        squares = anchor.exact_squares + moved
-        sums = torch.stack(
-            [energy - leading.sum(-1), squares - leading.square().sum(-1)],
-            -1,
-        )
-        followed = anchor.influence.exponents(leading, sums, drift)
-        errors = anchor.influence.errors(drift)
-        return _Look(found, values, energy, followed, errors, drift, anchor)
+        values = found.squares.sqrt() * (1 + self._calibration.gain * found.pending)
+        leading = values[:, : self._followed_values].square()
+        followed = None if bulk is None else bulk.follow(X, Z, energy, leading)
+        return _Look(found, values, energy, followed)
 
-    def _report(self, look: _Look) -> TrackedStats:
+    def _report(self, look: _Look, at: dict[str, Tensor]) -> TrackedStats:
         calibration, k = self._calibration, self.k
         values = look.values[:, :k]
         sigma = values[:, 0]
@@ -260,13 +240,18 @@ class SpectralTracker:
         rounding = 2 * torch.finfo(torch.float32).eps * sigma
         pending = calibration.pending_error(look.ritz.pending[:, :k])
         error = ((pending * values).square() + rounding[:, None].square()).sqrt()
-        exponents, held = {}, []
         needs = ~(2 * error[:, 0] <= self.tolerance * sigma)
+        unknown = torch.full_like(sigma, torch.nan)
+        exponents, held = {}, []
         for name in EXPONENTS:
-            last = look.anchor.at[name]
-            value, spread, hold = calibration.exponent(name, look.exponents[name], last, look.errors[name])
+            value, spread, hold = unknown, unknown, False
+            if look.followed is not None:
+                followed, expected = look.followed.exponents[name], look.followed.errors[name]
+                value, spread, hold = calibration.exponent(name, followed, at[name], expected)
+                # A spectrum with zeros has no influence function; its exponents are held, with no error known.
+                value = torch.where(value.isnan() & look.followed.drift.isfinite(), at[name], value)
+                needs |= spread > self.alpha_tolerance * value.abs()
             exponents[name], exponents[name + "_error"] = value, spread
-            needs |= spread > self.alpha_tolerance * last.abs()
             if hold:
                 held.append(name)
         stable_rank = look.energy / sigma.square()
@@ -279,8 +264,8 @@ class SpectralTracker:
             leading=values,
             leading_error=error,
             **exponents,
-            xmin=look.anchor.xmin,
-            drift=look.drift,
+            xmin=at["xmin"],
+            drift=unknown if look.followed is None else look.followed.drift,
             needs_exact=needs,
             held=tuple(held),
         )
@@ -293,14 +278,8 @@ class _Anchor:
     count: int
     n: int
     vectors: Tensor
-    probes: Tensor
-    reference: Tensor
-    control: Tensor
-    squares: Tensor
-    exact_squares: Tensor
-    influence: Influence
+    bulk: Bulk | None
     at: dict[str, Tensor]
-    xmin: Tensor
 
     def fits(self, batch: _Batch) -> bool:
         return (self.count, self.n) == (batch.count, batch.n) and self.vectors.device == batch.device
@@ -311,10 +290,7 @@ class _Look:
     ritz: Ritz
     values: Tensor
     energy: Tensor
-    exponents: dict[str, Tensor]
-    errors: dict[str, Tensor]
-    drift: Tensor
-    anchor: _Anchor
+    followed: Followed | None
 
 
 class _Batch:
@@ -350,32 +326,6 @@ def _stacked(A: Matrices) -> Tensor:
 
 def _batch_shape(A: Matrices) -> tuple[int, ...]:
     return tuple(A.shape[:-2]) if isinstance(A, Tensor) else (len(A),)
-
-
-def _energy(X: Tensor) -> Tensor:
-    return X.to(torch.float64).square().sum((-1, -2))
-
-
-def _sum_of_squares(X: Tensor, Z: Tensor, energy: Tensor, control: Tensor, split: int) -> Tensor:
-    """sum lambda^2 = tr M^2, estimated from Z = M X, M = A^T A and X = [V, P omega_1, ...], `split` columns V.
-
-    tr P M^2 P is the mean of |M P omega|^2. What is known exactly corrects it: tr P M P from the energy, and tr P.
-    """
-    directions = _energy(Z[..., :split])
-    probes, images = (Y[..., split:-_DRIFT_PROBES].to(torch.float64) for Y in (X, Z))
-    count = probes.shape[-1]
-    inside = (X[..., :split].to(torch.float64) * Z[..., :split]).sum((-1, -2))
-    off_trace = (probes * images).sum((-1, -2)) / count - (energy - inside)
-    off_size = _energy(probes) / count - (X.shape[-2] - split)
-    return directions + _energy(images) / count - control[:, 0] * off_trace - control[:, 1] * off_size
-
-
-def _line_through_squares(lam: Tensor) -> Tensor:
-    """(B, 2): slope and constant of the line nearest to lambda^2 over lambda (B, n)."""
-    mean, square_mean = lam.mean(-1), lam.square().mean(-1)
-    spread = (lam - mean[:, None]).square().mean(-1).clamp_min(torch.finfo(lam.dtype).tiny)
-    slope = ((lam - mean[:, None]) * lam.square()).mean(-1) / spread
-    return torch.stack([slope, square_mean - slope * mean], -1)
 
 
 def _exactly(stats: SpectralStats, k: int) -> TrackedStats:

@@ -221,6 +221,19 @@ def test_weights_that_begin_at_zero() -> None:
         tracker.exact(weights)
 
 
+def test_a_spectrum_with_zeros_has_its_exponents_held() -> None:
+    weights = start(2, 300, 256)
+    weights[1, :, 100:] = 0
+    tracker = SpectralTracker()
+    last = tracker.exact(weights)
+    tracked = tracker.track(weights * 1.01)
+    assert not tracked.needs_exact.any()
+    for name in EXPONENTS:
+        assert getattr(tracked, name)[1] == getattr(last, name)[1]
+        assert getattr(tracked, name + "_error")[1].isnan()
+        assert getattr(tracked, name + "_error")[0] > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_dtypes(dtype: torch.dtype) -> None:
     weights = start(2, 256, 320).to(dtype)
@@ -268,11 +281,25 @@ def test_small_matrices_are_looked_at_exactly() -> None:
 
 def test_memory_is_what_the_docstring_says() -> None:
     n, k = 512, 16
-    tracker = SpectralTracker(k=k)
-    tracker.exact(start(1, n, n))
-    tensors = [x for x in vars(tracker._anchor).values() if isinstance(x, Tensor)]
-    kept = sum(x.untyped_storage().nbytes() for x in tensors if x.dim() == 3)
-    assert kept == 4 * n * (k + 40)
+    for exponents, columns in ((True, k + 40), (False, k + 7)):
+        tracker = SpectralTracker(k=k, exponents=exponents)
+        tracker.exact(start(1, n, n))
+        kept = [tracker._anchor, tracker._anchor.bulk] if exponents else [tracker._anchor]
+        tensors = [x for part in kept for x in vars(part).values() if isinstance(x, Tensor)]
+        large = [x for x in tensors if x.dim() == 3]
+        assert sum(x.untyped_storage().nbytes() for x in large) == 4 * n * columns
+
+
+def test_without_the_exponents() -> None:
+    weights = start(3, 256, 400)
+    tracker, step = SpectralTracker(k=1, exponents=False), drifting(weights)
+    tracker.exact(weights)
+    for _ in range(20):
+        weights = step()
+        tracked, exact = tracker.track(weights), spectral_stats(weights)
+        torch.testing.assert_close(tracked.stable_rank, exact.stable_rank, rtol=1e-3, atol=0)
+        assert tracked.alpha_hill.isnan().all()
+        assert not tracked.needs_exact.any()
 
 
 def test_the_generator_alone_is_random() -> None:
