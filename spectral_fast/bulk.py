@@ -1,16 +1,19 @@
 """What is followed of the values behind the leading ones: their sums, and how far they have drifted.
 
-With M = A^T A, V the leading vectors of now and P = I - V V^T, the product M [V, P Omega] of a tracked look gives
+With M = A^T A, V the leading vectors of now and P = I - V V^T, the product M [V, P Omega] of a tracked look
+gives
 
-    sum lambda^2    tr M^2 = |M V|_F^2 + tr P M^2 P, the latter the mean of |M P omega|^2 (Hutchinson 1990). It is
-                    known at the last exact look, where the same probes were used: only the change is estimated.
-                    And of that only what a line cannot explain: tr P M P is known from the energy, tr P is n - s,
-                    and lambda^2 ~ a lambda + b over the bulk takes most of the variance along (control variates)
+    sum lambda^2    tr M^2 = |M V|_F^2 + tr P M^2 P, the latter the mean of |M P omega|^2 (Hutchinson 1990). It
+                    is known at the last exact look, where the same probes were used: only the change is
+                    estimated. And of that only what a line cannot explain: tr P M P is known from the
+                    energy, tr P is n - s, and lambda^2 ~ a lambda + b over the bulk takes most of the
+                    variance along (control variates)
     drift           |P (M - M_0) omega| / |P M omega|, M_0 of the exact look, for probes without its leading
                     directions
     exponents       from the two sums and the leading values, by influence functions (spectral_fast.influence)
 
-Eight probes for the trace and eight for the drift; more of them do not show in the exponents (docs/tracking.md).
+Eight probes for the trace and eight for the drift; more of them do not show in the exponents
+(docs/tracking.md).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor
 
 from spectral_fast.influence import Influence, influence
+from spectral_fast.subspace import ritz
 
 _TRACE_PROBES = 8
 _DRIFT_PROBES = 8
@@ -60,8 +64,11 @@ class Bulk:
         """P Omega, what M is to be multiplied with behind V (B, n, s)."""
         return _outside(V, self.probes)
 
-    def follow(self, X: Tensor, Z: Tensor, energy: Tensor, leading: Tensor) -> Followed:
-        """From Z = M X, X = [V, P Omega], the energy |A|_F^2, and the leading values of now, squared."""
+    def follow(self, X: Tensor, Z: Tensor, energy: Tensor, traces: Tensor, leading: Tensor) -> Followed:
+        """From Z = M X, X = [V, P Omega], the energy |A|_F^2, and the leading values of now, squared.
+
+        traces: (B, 2), of V^T M V and V^T M^2 V.
+        """
         split = X.shape[-1] - PROBES
         V = X[..., :split]
         # The probes of the drift as they are kept: what P took out of them comes back.
@@ -70,7 +77,7 @@ class Bulk:
         change, bulk = _outside(V, image - self.reference), _outside(V, image)
         drift = (_energy(change) / _energy(bulk)).sqrt()
 
-        squares = self.squares + _sum_of_squares(X, Z, energy, self.line) - self.estimate
+        squares = self.squares + _sum_of_squares(X, Z, energy, traces, self.line) - self.estimate
         sums = torch.stack([energy - leading.sum(-1), squares - leading.square().sum(-1)], -1)
         return Followed(self.influence.exponents(leading, sums, drift), self.influence.errors(drift), drift)
 
@@ -85,8 +92,8 @@ def at_exact_look(
 ) -> Bulk:
     """The bulk of matrices with singular values S (B, n), followed from here.
 
-    xmin: (B,) of the CSN fit. lead: how many values are followed one by one. V: (B, n, s) leading vectors. probes:
-    (B, n, PROBES) standard normal. products: X to (M X, |A|_F^2).
+    xmin: (B,) of the CSN fit. lead: how many values are followed one by one. V: (B, n, s) leading vectors.
+    probes: (B, n, PROBES) standard normal. products: X to (M X, |A|_F^2).
     """
     lam = S.to(torch.float64).square()
     columns = _outside(V, probes)
@@ -99,7 +106,7 @@ def at_exact_look(
         reference=Z[..., -_DRIFT_PROBES:].clone(),
         line=line,
         squares=lam.square().sum(-1),
-        estimate=_sum_of_squares(X, Z, energy, line),
+        estimate=_sum_of_squares(X, Z, energy, ritz(V, Z[..., : V.shape[-1]]).traces, line),
         influence=influence(S, xmin, lead),
     )
 
@@ -109,18 +116,17 @@ def _outside(V: Tensor, X: Tensor) -> Tensor:
 
 
 def _energy(X: Tensor) -> Tensor:
-    return X.to(torch.float64).square().sum((-1, -2))
+    return X.square().sum((-1, -2), dtype=torch.float64)
 
 
-def _sum_of_squares(X: Tensor, Z: Tensor, energy: Tensor, line: Tensor) -> Tensor:
+def _sum_of_squares(X: Tensor, Z: Tensor, energy: Tensor, traces: Tensor, line: Tensor) -> Tensor:
     """sum lambda^2 as the probes have it: see the top of the file."""
     split = X.shape[-1] - PROBES
     probes, images = (Y[..., split:-_DRIFT_PROBES] for Y in (X, Z))
-    inside = (X[..., :split] * Z[..., :split]).sum((-1, -2), dtype=torch.float64)
+    inside, directions = traces.unbind(-1)
     off_trace = (probes * images).sum((-1, -2), dtype=torch.float64) / _TRACE_PROBES - (energy - inside)
     off_size = _energy(probes) / _TRACE_PROBES - (X.shape[-2] - split)
-    estimate = _energy(Z[..., :split]) + _energy(images) / _TRACE_PROBES
-    return estimate - line[:, 0] * off_trace - line[:, 1] * off_size
+    return directions + _energy(images) / _TRACE_PROBES - line[:, 0] * off_trace - line[:, 1] * off_size
 
 
 def _line_through_squares(lam: Tensor) -> Tensor:

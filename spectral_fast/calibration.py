@@ -1,10 +1,10 @@
 """What exact looks teach a tracker about its errors.
 
-At an exact look the tracker says first what it would have said. Every sum below begins with what other runs taught, weighs
-as many observations, and forgets a fifth at each look.
+At an exact look the tracker says first what it would have said. Every sum below begins with what other runs
+taught, weighs as many observations, and forgets a fifth at each look.
 
-    the leading values    which share of what the iteration still has to gain is really missing: mean and spread
-    the exponents         how large the errors of following and of holding are against the error to be expected
+    the leading values    which share of what the iteration still has to gain is really missing: mean, spread
+    the exponents         how large the errors of following and of holding are against those to be expected
                           beforehand; for each matrix, with the mean over the matrices as its prior
 """
 
@@ -19,7 +19,8 @@ EXPONENTS = ("alpha_hill", "alpha", "alpha_ranksize")
 _FORGET = 0.8
 # Of a 4-layer GPT, AdamW 1e-3, 600 steps (docs/tracking.md); the prior weighs as much as that many values.
 _GAIN, _GAIN_SPREAD, _GAIN_WEIGHT = 0.42, 0.3, 256.0
-# Matrices' worth of looks that the expected errors weigh; of its own a matrix must have as many to count as much.
+# Matrices' worth of looks that the expected errors weigh; of its own a matrix must have as many to count as
+# much.
 _ERROR_WEIGHT = 8.0
 
 

@@ -1,16 +1,16 @@
 """How the three exponents answer when a known spectrum moves a little.
 
-For each statistic y of the spectrum there is a function f with dy = sum_i f(lambda_i + d lambda_i) - f(lambda_i)
-to first order (the influence function; Hampel 1974). The leading values are followed one by one and enter f as
-they are. Of the others, the bulk, only sums are known: sum lambda from the energy |A|_F^2, sum lambda^2 from
-random probes. So f is replaced there by the quadratic that is nearest to it in the mean over the bulk as it was
-at the last exact look:
+For each statistic y of the spectrum there is a function f with dy = sum_i f(lambda_i + d lambda_i) -
+f(lambda_i) to first order (the influence function; Hampel 1974). The leading values are followed one by one
+and enter f as they are. Of the others, the bulk, only sums are known: sum lambda from the energy |A|_F^2,
+sum lambda^2 from random probes. So f is replaced there by the quadratic that is nearest to it in the mean
+over the bulk as it was at the last exact look:
 
     f(lambda) ~ c_0 + c_1 lambda + c_2 lambda^2
     dy ~ c_1 d(sum lambda) + c_2 d(sum lambda^2) + what the leading values give
 
-With x = ln lambda, N values, k of them in the upper half, med the median of x and rho the density of x there, as
-a share of N per unit:
+With x = ln lambda, N values, k of them in the upper half, med the median of x and rho the density of x
+there, as a share of N per unit:
 
     Hill         y = (mean of the upper half) - med,   alpha_hill = 1 + 1 / y
                  f = (x - med)_+ / k - 1[x > med] / (N rho)
@@ -19,8 +19,9 @@ a share of N per unit:
     rank-size    y = -sum_k a_k ln sigma_k, a_k the weights of the least-squares slope on ln k
                  f' (x_k) = -a_k / 2, summed up from the smallest value
 
-The median jitters between neighbours that repel it. The part of Hill's y that was jitter at the last exact look
-(against a parabola through the x around the median) is forgotten as the drift grows past the level spacing.
+The median jitters between neighbours that repel it. The part of Hill's y that was jitter at the last exact
+look (against a parabola through the x around the median) is forgotten as the drift grows past the level
+spacing.
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ import torch
 from torch import Tensor
 
 STATISTICS = ("hill", "count", "excess", "slope")
-# The quadratic has to hold a little beyond the bulk, too: values leave it upwards, drawn by training. 1.3 to 2 are
-# alike; without the room a polynomial swings there, the more the higher its degree (docs/tracking.md).
+# The quadratic has to hold a little beyond the bulk, too: values leave it upwards, drawn by training. 1.3 to
+# 2 are alike; without the room a polynomial swings there, the more the higher its degree (docs/tracking.md).
 _ROOM = 1.5
 _ROOM_WEIGHT = 0.3
 # Of the values, on each side of the median: for the density there, and for the parabola that has no jitter.
 _DENSITY_SHARE = 0.05
 _PARABOLA_SHARE = 0.03
-# Half of a jitter is forgotten when the drift, times sqrt(n) for the width of a level against the spacing of levels,
-# is this large: of the median, and of the least values, which move the slope. 0.9 to 2 are alike for the median.
+# Half of a jitter is forgotten when the drift, times sqrt(n) for the width of a level against the spacing of
+# levels, is this large: of the median, and of the least values, which move the slope. 0.9 to 2 are alike for
+# the median.
 _MEDIAN_SPACINGS, _LEAST_SPACINGS = 1.4, 0.3
-# Errors to be expected, from every matrix of a 4-layer GPT over 600 steps (docs/tracking.md): jitter, in units of one value
-# (of the median, of the count above xmin, of the slope), and a relative error a unit of drift.
+# Errors to be expected, from every matrix of a 4-layer GPT over 600 steps (docs/tracking.md): jitter, in
+# units of one value (of the median, of the count above xmin, of the slope), and a relative error a unit of
+# drift.
 _JITTER = {"alpha_hill": 0.5, "alpha": 0.55, "alpha_ranksize": 0.8}
 _REST = {"alpha_hill": 0.04, "alpha": 0.15, "alpha_ranksize": 0.05}
 

