@@ -1,4 +1,4 @@
-"""The command ``spectral-fast``: the spectra of a checkpoint's weight matrices, as a table."""
+"""The command ``spectral-fast``: a checkpoint's spectra as a table, a monitored run as a page."""
 
 import argparse
 import importlib.util
@@ -20,7 +20,7 @@ from spectral_fast.export import Results, write_atomically, write_csv, write_jso
 from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, choose
 from spectral_fast.models import Checkpoint, CheckpointError, WeightMatrix, open_checkpoint
 from spectral_fast.plots import PICTURE_SUFFIXES, save_picture
-from spectral_fast.report import print_notes, print_table
+from spectral_fast.report import encodable, print_notes, print_table
 
 _EXIT_CODES = """\
 exit codes:
@@ -30,6 +30,12 @@ exit codes:
   2    bad usage, or a file that cannot be read or written
   130  interrupted (Ctrl-C); table and files hold the matrices that were finished
 """
+_REPORT_EXIT_CODES = """\
+exit codes:
+  0    the page and the pictures were written
+  2    bad usage, no run, no look in it yet, or files that cannot be read or written
+  130  interrupted (Ctrl-C)
+"""
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -38,7 +44,7 @@ class _CommandError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code (see ``spectral-fast analyze --help``).
+    """Run the command line and return its exit code (see ``--help`` of each command).
 
     Args:
         argv: the arguments after the program's name; None takes them from the process.
@@ -48,14 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        with _threads(arguments.threads):
-            code = _analyze(arguments)
+        code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except (CheckpointError, _CommandError) as error:
         print(f"spectral-fast: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before the first matrix, or a second time while the results are written
+    except KeyboardInterrupt:  # for analyze: before the first matrix, or while the results are written
         print("spectral-fast: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
@@ -69,11 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="spectral-fast",
         description="Singular-value spectra of neural-network weights.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"spectral-fast {spectral_fast.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_analyze(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_analyze(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     analyze = commands.add_parser(
         "analyze",
         help="list the spectral statistics of every weight matrix of a checkpoint",
@@ -119,7 +128,25 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="time torch.linalg.svdvals on the same matrices and compare the errors (CPU only)",
     )
-    return parser
+    analyze.set_defaults(run=_analyze)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser(
+        "report",
+        help="draw a monitored training run as one page and pictures",
+        description=(
+            "Draw a run that SpectralMonitor wrote with a ParquetSink, finished or not: heat maps of the\n"
+            "stable rank and of each alpha over layers and steps, spectra over time, sigma_1 over steps,\n"
+            "what looking cost, and estimates against the exact values that followed. Writes report.html,\n"
+            "which needs no other file and no network, and the pictures as PNG files."
+        ),
+        epilog=_REPORT_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    report.add_argument("path", metavar="RUN", type=Path, help="the directory of the ParquetSink")
+    report.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: RUN-report)")
+    report.set_defaults(run=_report)
 
 
 def _positive(text: str) -> int:
@@ -139,7 +166,35 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    run = arguments.path.resolve()
+    out = arguments.out or run.with_name(f"{run.name}-report")
+    for module, extra in (("pyarrow", "parquet"), ("matplotlib", "demo")):
+        _check_installed("report", module, extra)
+    if out.exists() and not out.is_dir():
+        raise _CommandError(f"{out}: is a file; give a directory to --out")
+    if out.resolve() == run or run in out.resolve().parents:
+        raise _CommandError(f"{out}: is in the run, which holds Parquet files only; give another --out")
+    from spectral_fast.monitor.parquet import RunError
+    from spectral_fast.monitor.report import write_report
+
+    try:
+        written = write_report(run, out)
+    except RunError as error:
+        raise _CommandError(str(error)) from error
+    except OSError as error:
+        raise _CommandError(f"{error.filename or out}: {error.strerror or error}") from error
+    for file in written:
+        print(f"wrote {encodable(str(file))}")
+    return 0
+
+
 def _analyze(arguments: argparse.Namespace) -> int:
+    with _threads(arguments.threads):
+        return _analyzed(arguments)
+
+
+def _analyzed(arguments: argparse.Namespace) -> int:
     device = _device(arguments.device)
     _check_driver(arguments.driver, device)
     if arguments.compare and device.type != "cpu":

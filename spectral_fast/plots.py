@@ -28,7 +28,7 @@ PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 # More fits than this in a panel hide the curves; deeper models show every second, third, ... layer.
 _MAX_FITS = 8
-_ROLE_NAMES = {
+ROLE_NAMES = {
     "q": "query",
     "k": "key",
     "v": "value",
@@ -44,8 +44,8 @@ _ROLE_NAMES = {
     "other": "other matrices",
 }
 # Okabe and Ito's palette, told apart under the common colour deficiencies; the markers help too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _draw_tails(
         axes.set_xlim(left=_left_edge(spectra))
         _label_values(axes)
         axes.set_ylim(0.7 * smallest, 1.3)
-        axes.set_title(_ROLE_NAMES.get(role, role), fontsize=14)
+        axes.set_title(ROLE_NAMES.get(role, role), fontsize=14)
         axes.grid(alpha=0.25, which="both", axis="x")
         axes.grid(alpha=0.25, axis="y")
         axes.tick_params(labelsize=12)
@@ -126,7 +126,7 @@ def _draw_tails(
     bar = area.colorbar(ScalarMappable(depth, colours), ax=panels, aspect=35, pad=0.01)
     bar.set_label("layer", fontsize=14)
     bar.ax.tick_params(labelsize=12)
-    bar.locator = _whole_numbers()
+    bar.locator = whole_numbers()
     curve = Line2D([], [], color="0.35", linewidth=1.6, label="spectrum")
     which = "" if every == 1 else f" (of one layer in {every})"
     fit = Line2D([], [], color="black", linestyle="--", label=f"power-law fit, slope 1 − α{which}")
@@ -177,16 +177,16 @@ def _draw_depth(area: "SubFigure", by_role: dict[str, list[LayerSpectrum]]) -> N
     left, right = area.subplots(1, 2)
     for index, (role, spectra) in enumerate(by_role.items()):
         style: dict[str, Any] = {
-            "color": _COLOURS[index % len(_COLOURS)],
+            "color": COLOURS[index % len(COLOURS)],
             # Shifted by one in each round of colours, so that no two roles look the same.
-            "marker": _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)],
+            "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
             "markersize": 5,
         }
         layers = [s.layer for s in spectra]
         ranks = [float(s.stats.stable_rank) for s in spectra]
         alphas = [float(s.stats.alpha) for s in spectra]
         errors = [float(s.stats.alpha_stderr) for s in spectra]
-        left.plot(*_median_by_layer(layers, ranks), label=_ROLE_NAMES.get(role, role), **style)
+        left.plot(*_median_by_layer(layers, ranks), label=ROLE_NAMES.get(role, role), **style)
         # Side by side, or the error bars of the roles would hide each other.
         shift = 0.06 * (index - (len(by_role) - 1) / 2)
         at, middle = _median_by_layer(layers, alphas)
@@ -206,11 +206,11 @@ def _draw_depth(area: "SubFigure", by_role: dict[str, list[LayerSpectrum]]) -> N
         axes.set_xlabel("layer", fontsize=14)
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=12)
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
     area.legend(loc="outside right center", fontsize=12, frameon=False)
 
 
-def _whole_numbers() -> "MaxNLocator":
+def whole_numbers() -> "MaxNLocator":
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True)
