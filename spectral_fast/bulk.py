@@ -3,7 +3,7 @@
 With M = A^T A, V the leading vectors of now and P = I - V V^T, the product M [V, P Omega] of a tracked look
 gives
 
-    sum lambda^2    tr M^2 = |M V|_F^2 + tr P M^2 P, the latter the mean of |M P omega|^2 (Hutchinson 1990). It
+    sum lambda^2    tr M^2 = |M V|_F^2 + tr P M^2 P, the last the mean of |M P omega|^2 (Hutchinson 1990). It
                     is known at the last exact look, where the same probes were used: only the change is
                     estimated. And of that only what a line cannot explain: tr P M P is known from the
                     energy, tr P is n - s, and lambda^2 ~ a lambda + b over the bulk takes most of the
@@ -61,8 +61,8 @@ class Bulk:
     influence: Influence
 
     def columns(self, V: Tensor) -> Tensor:
-        """P Omega, what M is to be multiplied with behind V (B, n, s)."""
-        return _outside(V, self.probes)
+        """[V, P Omega], what M is to be multiplied with; V (B, n, s)."""
+        return torch.cat([V, _outside(V, self.probes)], -1)
 
     def follow(self, X: Tensor, Z: Tensor, energy: Tensor, traces: Tensor, leading: Tensor) -> Followed:
         """From Z = M X, X = [V, P Omega], the energy |A|_F^2, and the leading values of now, squared.
@@ -74,7 +74,7 @@ class Bulk:
         # The probes of the drift as they are kept: what P took out of them comes back.
         overlap = V.mT @ self.probes[..., -_DRIFT_PROBES:]
         image = Z[..., -_DRIFT_PROBES:] + Z[..., :split] @ overlap
-        change, bulk = _outside(V, image - self.reference), _outside(V, image)
+        change, bulk = _outside(V, torch.cat([image - self.reference, image], -1)).chunk(2, -1)
         drift = (_energy(change) / _energy(bulk)).sqrt()
 
         squares = self.squares + _sum_of_squares(X, Z, energy, traces, self.line) - self.estimate
@@ -96,9 +96,9 @@ def at_exact_look(
     probes: (B, n, PROBES) standard normal. products: X to (M X, |A|_F^2).
     """
     lam = S.to(torch.float64).square()
-    columns = _outside(V, probes)
-    probes = torch.cat([probes[..., :_TRACE_PROBES], columns[..., _TRACE_PROBES:]], -1)
-    X = torch.cat([V, columns], -1)
+    outside = _outside(V, probes)
+    probes = torch.cat([probes[..., :_TRACE_PROBES], outside[..., _TRACE_PROBES:]], -1)
+    X = torch.cat([V, outside], -1)
     Z, energy = products(X)
     line = _line_through_squares(lam[:, V.shape[-1] :])
     return Bulk(

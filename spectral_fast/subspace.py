@@ -1,15 +1,16 @@
 """The leading singular values of a matrix that has moved a little, from one product with A^T A.
 
-V (n x s, orthonormal) spans nearly the leading right singular vectors of an earlier A, Z = A^T A V. Two sets
-of Ritz values come from the same product, both below the squares they approximate (Courant-Fischer):
+V (n x s, orthonormal) spans nearly the leading right singular vectors of an earlier A, Z = A^T A V. With T =
+V^T Z = L L^T and w_i, mu_i the eigenvectors and eigenvalues of L^{-1} Z^T Z L^{-T}:
 
-    theta   eigenvalues of T = V^T Z                  the span of V
-    mu      eigenvalues of T^{-1/2} Z^T Z T^{-1/2}    half an iteration later: the span of A V, from the left
+    u_i = A V L^{-T} w_i          orthonormal: the left singular vectors nearest to the true ones in the span of A V
+    mu_i = |A^T u_i|^2            Ritz values, lower bounds of lambda_i = sigma_i^2 (Courant-Fischer)
+    v_i = A^T u_i / sqrt(mu_i)    the next V: Z L^{-T} w_i / sqrt(mu_i)
+    theta_i = 1 / |L^{-T} w_i|^2  the Rayleigh quotient of A^T A half an iteration earlier, of V L^{-T} w_i
 
 The squared sine of the angle to the i-th singular vector shrinks by c_i = lambda_{s+1} / lambda_i in half an
 iteration (Rutishauser 1969), and so does the error of the value: lambda_i - mu_i is about
-(mu_i - theta_i) c_i / (1 - c_i), with mu_s in the place of lambda_{s+1}. The next V are the right singular
-vectors of the projected matrix, the columns of Z T^{-1/2} W mu^{-1/2} with W the eigenvectors.
+(mu_i - theta_i) c_i / (1 - c_i), with mu_s in the place of lambda_{s+1}.
 
 A product costs 4 m n s flops and one read of A; the rest is O(n s^2).
 """
@@ -43,36 +44,44 @@ class Ritz(NamedTuple):
 
 def ritz(V: Tensor, Z: Tensor) -> Ritz:
     """Ritz values and the next vectors from V (B, n, s) and Z = A^T A V; NaN values where Z is not finite."""
-    finite = Z.isfinite().all(-1).all(-1)[:, None, None]
-    known = torch.where(finite, Z, 0)
-    T = _symmetric((V.mT @ known).to(torch.float64))
-    theta, Q = torch.linalg.eigh(T)
-    # What rounding has left of a zero must not be divided by.
-    least = theta[:, -1:].clamp_min(0) * (T.shape[-1] * torch.finfo(Z.dtype).eps)
-    root = torch.where(theta > least, theta.clamp_min(torch.finfo(theta.dtype).tiny).rsqrt(), 0)
-    whiten = Q * root[:, None, :]
-    G = (known.mT @ known).to(torch.float64)
-    mu, W = torch.linalg.eigh(_symmetric(whiten.mT @ G @ whiten))
-    theta, mu, W = theta.flip(-1).clamp_min(0), mu.flip(-1).clamp_min(0), W.flip(-1)
-    kept = mu > least
-    turn = (whiten @ W) * torch.where(kept, mu.clamp_min(torch.finfo(mu.dtype).tiny).rsqrt(), 0)[:, None, :]
-    vectors = torch.where(finite, known @ turn.to(Z.dtype), V)
+    T, G = ((X.mT @ Z).to(torch.float64) for X in (V, Z))
+    T = (T + T.mT) / 2
+    traces = torch.stack([X.diagonal(dim1=-2, dim2=-1).sum(-1) for X in (T, G)], -1)
+    broken = ~traces.isfinite().all(-1)
+    if bool(broken.any()):
+        # One matrix must not keep the others from LAPACK.
+        unit = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+        T, G = (torch.where(broken[:, None, None], unit, X) for X in (T, G))
+    whiten = _inverse_root(T, torch.finfo(Z.dtype).eps)
+    inner = whiten.mT @ G @ whiten
+    mu, W = torch.linalg.eigh((inner + inner.mT) / 2)
+    mu, turn = mu.flip(-1).clamp_min(0), whiten @ W.flip(-1)
 
-    # Where the matrix has no s directions (a zero before the first step, say), the others stay to be found.
-    kept = kept | ~finite[:, :, 0]
-    if not bool(kept.all()):
-        vectors = torch.linalg.qr(torch.where(kept[:, None, :], vectors, V)).Q
     tiny = torch.finfo(mu.dtype).tiny
+    earlier = turn.square().sum(-2)
+    kept = (earlier > 0) & (mu > 0)
+    theta = torch.where(kept, 1 / earlier.clamp_min(tiny), 0)
+    vectors = Z @ (turn * mu.clamp_min(tiny).rsqrt().unsqueeze(-2)).to(Z.dtype)
+    if bool(broken.any()):
+        vectors = torch.where(broken[:, None, None], V, vectors)
+    if not bool((kept | broken[:, None]).all()):
+        # Fewer than s directions (a zero before the first step, say): the others stay to be found.
+        vectors = torch.linalg.qr(torch.where((kept | broken[:, None]).unsqueeze(-2), vectors, V)).Q
+
     contraction = (mu[:, -1:] / mu.clamp_min(tiny)).clamp_max(1 - _SMALLEST_GAP)
     pending = (mu - theta).clamp_min(0) / mu.clamp_min(tiny) / 2 * contraction / (1 - contraction)
-    unknown = torch.where(finite[:, :, 0], 0.0, torch.nan)
-    traces = torch.stack([_trace(T), _trace(G)], -1)
-    return Ritz(mu + unknown, pending + unknown, vectors, traces + unknown)
+    unknown = torch.where(broken, torch.nan, 0.0).to(mu.dtype)[:, None]
+    return Ritz(mu + unknown, pending + unknown, vectors, traces)
 
 
-def _trace(X: Tensor) -> Tensor:
-    return X.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _symmetric(X: Tensor) -> Tensor:
-    return (X + X.mT) / 2
+def _inverse_root(T: Tensor, eps: float) -> Tensor:
+    """R with R^T T R = I: L^{-T} of the Cholesky factor. Where there is none, zero for what is as small as rounding."""
+    L, info = torch.linalg.cholesky_ex(T)
+    if not bool(info.any()):
+        unit = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+        return torch.linalg.solve_triangular(L.mT, unit.expand_as(T), upper=True)
+    values, Q = torch.linalg.eigh(T)
+    least = values[:, -1:].clamp_min(0) * (T.shape[-1] * eps)
+    return Q * torch.where(values > least, values.clamp_min(torch.finfo(T.dtype).tiny).rsqrt(), 0).unsqueeze(
+        -2
+    )

@@ -215,7 +215,7 @@ class SpectralTracker:
     def _follow(self, anchor: _Anchor, batch: _Batch) -> _Look:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
         V, bulk = anchor.vectors, anchor.bulk
-        X = V if bulk is None else torch.cat([V, bulk.columns(V)], -1)
+        X = V if bulk is None else bulk.columns(V)
         Z, energy = batch.products(X)
         found = first = ritz(V, Z[..., : V.shape[-1]])
 
