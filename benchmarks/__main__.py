@@ -27,6 +27,7 @@ from benchmarks.gpu_device import NoGpuError, cuda_gpu
 from benchmarks.gpu_report import measure_report, nine_models, write_report
 from benchmarks.machine import GEMM_SIZE, gemm_rate, machine, versions
 from benchmarks.measure import Row, Setting
+from benchmarks.monitor import MonitorRun, measure_monitor, monitor_document, print_monitor
 from benchmarks.report import document, print_table, summary_line, write_json
 from benchmarks.stages import (
     SHAPES,
@@ -44,6 +45,7 @@ from benchmarks.suites import SUITES, SuiteError, build_suite
 from benchmarks.timing import REPEATS_LEAST
 from benchmarks.weightwatcher import MODELS as WW_MODELS
 from benchmarks.weightwatcher import Comparison, build_model, compare, comparison_document, print_comparison
+from examples.train_gpt import Size
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -158,6 +160,27 @@ def _run_weightwatcher(parser: argparse.ArgumentParser, arguments: argparse.Name
     return _exit_code([found])
 
 
+def _run_monitor(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if arguments.steps < 4 * arguments.stretch:
+        parser.error("--steps must be at least four times --stretch: two pairs warm up, two are measured")
+    if arguments.width % arguments.heads:
+        parser.error("--width must be a multiple of --heads")
+    facts = _facts(arguments, torch.device("cpu"))
+    found = measure_monitor(
+        Size(width=arguments.width, heads=arguments.heads, layers=arguments.layers, batch=arguments.batch),
+        every=arguments.every,
+        track_every=arguments.track_every,
+        budget=arguments.budget,
+        steps=arguments.steps,
+        stretch=arguments.stretch,
+        progress=_progress,
+    )
+    if arguments.json is not None:
+        write_json(arguments.json, monitor_document(found, facts))
+    print_monitor(found, _console())
+    return _exit_code([found])
+
+
 def _run_cost_model(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     assume = Assumptions(workspace=arguments.workspace * 2**30)
     costs = Costs(CHIPS[arguments.chip], DTYPES[arguments.dtype], assume)
@@ -196,7 +219,11 @@ def _console() -> Console:
 
 
 def _exit_code(
-    rows: Sequence[Row] | Sequence[StagesRow] | Sequence[StatsRow] | Sequence[Comparison],
+    rows: Sequence[Row]
+    | Sequence[StagesRow]
+    | Sequence[StatsRow]
+    | Sequence[Comparison]
+    | Sequence[MonitorRun],
 ) -> int:
     if any(row.failed for row in rows):
         return EXIT_FAILED
@@ -288,6 +315,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--layers", type=_at_least(1), metavar="N", help="analyze the first N layers of the model, not all")
     add("--randomize", action="store_true", help="analyze(randomize=True), with fits of the noise bulk")
     _add_run(weightwatcher)
+    monitor = commands.add_parser(
+        "monitor",
+        help="what SpectralMonitor takes of a training run's time, and that it changes no bit of it",
+        description="Train the example with the monitor and without, in alternating stretches.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    monitor.set_defaults(run=_run_monitor, dtype="float32")
+    add = monitor.add_argument
+    for name in ("width", "heads", "layers", "batch"):
+        add(f"--{name}", type=_at_least(1), default=getattr(Size, name), metavar="N", help="of the model")
+    add("--steps", type=_at_least(1), default=300, metavar="N", help="of each training (300)")
+    add("--stretch", type=_at_least(1), default=25, metavar="N", help="steps at a time (25)")
+    add("--every", type=_at_least(1), default=25, metavar="N", help="steps between exact looks (25)")
+    add("--track-every", type=_at_least(0), default=1, metavar="N", help="between tracked ones (1)")
+    add("--budget", type=_positive, default=0.02, metavar="SHARE", help="of wall time (0.02)")
+    add("--threads", type=_at_least(1), metavar="N", help="of the training and the looks (torch's)")
+    add("--json", type=Path, metavar="FILE", help="write every stretch")
     cost_model = commands.add_parser(
         "cost-model",
         help="what the GPU pipeline should cost: predicted, on any machine",

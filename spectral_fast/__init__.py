@@ -1,5 +1,7 @@
 """Singular-value spectra of neural-network weights, fast enough to look at on every training step."""
 
+from typing import TYPE_CHECKING, Any
+
 from spectral_fast import backends as _backends  # registers the operators' implementations
 from spectral_fast._info import capabilities, explain
 from spectral_fast._version import __version__
@@ -16,10 +18,14 @@ from spectral_fast.stats import SpectralStats, spectral_stats, stats_from_svdval
 from spectral_fast.tracker import SpectralTracker, TrackedStats
 from spectral_fast.weightwatcher import weightwatcher_accelerated
 
+if TYPE_CHECKING:
+    from spectral_fast.monitor import SpectralMonitor
+
 __all__ = [
     "GoodnessOfFit",
     "LogNormalComparison",
     "PowerLawFit",
+    "SpectralMonitor",
     "SpectralStats",
     "SpectralTracker",
     "TrackedStats",
@@ -41,3 +47,12 @@ __all__ = [
 ]
 
 del _backends
+
+
+def __getattr__(name: str) -> Any:
+    # Not needed by everybody who needs values, and slower to import.
+    if name == "SpectralMonitor":
+        from spectral_fast.monitor import SpectralMonitor
+
+        return SpectralMonitor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 V (n x s, orthonormal) spans nearly the leading right singular vectors of an earlier A, Z = A^T A V. With T =
 V^T Z = L L^T and w_i, mu_i the eigenvectors and eigenvalues of L^{-1} Z^T Z L^{-T}:
 
-    u_i = A V L^{-T} w_i          orthonormal: the left singular vectors nearest to the true ones in the span of A V
+    u_i = A V L^{-T} w_i          orthonormal: the best left singular vectors in the span of A V
     mu_i = |A^T u_i|^2            Ritz values, lower bounds of lambda_i = sigma_i^2 (Courant-Fischer)
     v_i = A^T u_i / sqrt(mu_i)    the next V: Z L^{-T} w_i / sqrt(mu_i)
     theta_i = 1 / |L^{-T} w_i|^2  the Rayleigh quotient of A^T A half an iteration earlier, of V L^{-T} w_i
@@ -75,7 +75,7 @@ def ritz(V: Tensor, Z: Tensor) -> Ritz:
 
 
 def _inverse_root(T: Tensor, eps: float) -> Tensor:
-    """R with R^T T R = I: L^{-T} of the Cholesky factor. Where there is none, zero for what is as small as rounding."""
+    """R with R^T T R = I: L^{-T} of T = L L^T. If there is no L, zero for what is as small as rounding."""
     L, info = torch.linalg.cholesky_ex(T)
     if not bool(info.any()):
         unit = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)

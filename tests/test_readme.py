@@ -1,4 +1,4 @@
-"""README's code runs as printed."""
+"""The code in README and the guides runs as printed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ import torch
 import spectral_fast
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+GUIDES = (README.parent / "docs/monitor.md",)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_block(block: str) -> None:
-    exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+BLOCKS = blocks(README)
+ALL = [
+    pytest.param(page, block, id=f"{page.stem}-{i}")
+    for page in (README, *GUIDES)
+    for i, block in enumerate(blocks(page))
+]
+
+
+@pytest.mark.parametrize(("page", "block"), ALL)
+def test_block(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # for what a block writes
+    exec(compile(block, str(page), "exec"), {"__name__": "readme"})
 
 
 def test_there_are_blocks_for_each_kind_of_user() -> None:
