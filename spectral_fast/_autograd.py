@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from spectral_fast._dtensor import is_dtensor, on_shards
 from spectral_fast._ops import batched_call, shortcut
 
 Grads = tuple[Tensor | None, ...]
@@ -52,6 +53,7 @@ def differentiable(
     *,
     vjp: Callable[..., Tensor | None],
     jvp: Callable[..., tuple[Tensor | None, ...]],
+    event_dims: int = 1,
     integer_outputs: tuple[int, ...] = (),
     compiled_constant_outputs: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
@@ -59,9 +61,14 @@ def differentiable(
 
     vjp(x, params, grads)  -> gradient of x; an absent gradient is None.
     jvp(x, params, tangent) -> one tangent for each output, None for those in ``integer_outputs``.
+    event_dims: the dimensions of ``x`` behind its batch: 2 for matrices, 1 for spectra. All three are called
+        with ordinary tensors: of a DTensor, each rank's part of the batch.
     compiled_constant_outputs: outputs whose vjp raises. A compiled graph asks for the gradient of every
     output at trace time, so there they are marked as not requiring one.
     """
+
+    def local(function: Callable[..., Any], x: Tensor, *rest: Any) -> Any:
+        return on_shards(function, x, rest, event_dims) if is_dtensor(x) else function(x, *rest)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any, constant: tuple[int, ...]) -> None:
         x, *params = inputs
@@ -73,12 +80,12 @@ def differentiable(
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
-        return (vjp(x, ctx.params, grads), *(None for _ in ctx.params))
+        return (local(vjp, x, ctx.params, grads), *(None for _ in ctx.params))
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(*args: Any) -> Any:
-            return op(*args)
+            return local(op, *args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -92,7 +99,7 @@ def differentiable(
         @staticmethod
         def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
             (x,) = ctx.saved_tensors
-            tangents = jvp(x, ctx.params, tangent)
+            tangents = local(jvp, x, ctx.params, tangent)
             return tangents if len(tangents) > 1 else tangents[0]
 
         @staticmethod
@@ -110,9 +117,11 @@ def differentiable(
     def call(*args: Any) -> Any:
         _require_single_forward_mode()
         if torch.compiler.is_compiling():
-            return op(*args)
+            return local(op, *args)
         if _differentiating(args):
             return Differentiable.apply(*args)
+        if is_dtensor(args[0]):
+            return local(op, *args)
         return shortcut(op, args)(*args)
 
     return call

@@ -97,6 +97,18 @@ def shortcut(op: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
     return op
 
 
+def raise_if_nonfinite(info: Tensor) -> None:
+    """LinAlgError for the first matrix whose info says so, in torch's words. Waits for the device."""
+    bad = torch.nonzero(info.flatten()).flatten()
+    if not len(bad):
+        return
+    element = f"(Batch element {int(bad[0])}): " if info.dim() else ""
+    raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+        f"linalg.svd: {element}The algorithm failed to converge because the input matrix contained "
+        "non-finite values."
+    )
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that matrices of this dtype are computed in."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

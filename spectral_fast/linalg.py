@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectral_fast import _ops
 from spectral_fast._autograd import Grads, differentiable
+from spectral_fast._dtensor import is_dtensor
 from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, choose
 
 
@@ -145,4 +146,13 @@ def _jvp(A: Tensor, params: list[Any], tangent: Tensor) -> tuple[Tensor | None, 
     return svdvals_jvp(A, tangent), None
 
 
-_svdvals = differentiable(_ops.svdvals_ex, vjp=_vjp, jvp=_jvp, integer_outputs=(1,))
+def _svdvals(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
+    if not (check_errors and is_dtensor(A)):
+        return _values(A, driver, check_errors)
+    # A rank sees its own part of the batch, but all have to raise together, or the others would wait for it.
+    S, info = _values(A, driver, False)
+    _ops.raise_if_nonfinite(info.full_tensor())
+    return S, info
+
+
+_values = differentiable(_ops.svdvals_ex, vjp=_vjp, jvp=_jvp, event_dims=2, integer_outputs=(1,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from spectral_fast import _ops
 from spectral_fast._autograd import Grads, differentiable
+from spectral_fast._dtensor import is_dtensor
 from spectral_fast.linalg import is_dense, svdvals_ex, svdvals_jvp, svdvals_vjp
 from spectral_fast.powerlaw import (
     describe,
@@ -131,10 +133,15 @@ def scalar_fields() -> tuple[str, ...]:
 
 
 def _unpack(smooth: Tensor, fitted: Tensor, S: Tensor | None) -> SpectralStats:
-    named = dict(zip(_ops.SMOOTH_FIELDS, smooth.unbind(-1), strict=True))
-    named |= zip(_ops.FITTED_FIELDS, fitted.unbind(-1), strict=True)
+    named = dict(zip(_ops.SMOOTH_FIELDS, _columns(smooth), strict=True))
+    named |= zip(_ops.FITTED_FIELDS, _columns(fitted), strict=True)
     named["n_tail"] = named["n_tail"].to(torch.int64)
     return SpectralStats(**named, svdvals=S)
+
+
+def _columns(x: Tensor) -> Sequence[Tensor]:
+    # The gradient of unbind fills in for unused columns with ordinary tensors, which DTensor refuses.
+    return [x.select(-1, i) for i in range(x.shape[-1])] if is_dtensor(x) else x.unbind(-1)
 
 
 # How a field grows with the matrix: those of degree 0 have derivatives that fall with it.
@@ -242,5 +249,6 @@ _matrix_stats = differentiable(
     _ops.spectral_stats,
     vjp=_matrix_stats_vjp,
     jvp=_matrix_stats_jvp,
+    event_dims=2,
     compiled_constant_outputs=(2,),
 )

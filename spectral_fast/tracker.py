@@ -96,7 +96,8 @@ class SpectralTracker:
         generator: for the probes, on the CPU. None: one of the tracker's own, seeded with 0; the global one
             is never used.
         products: computes (A^T A X, sum of squares of A) in place of the operator gram_product, for weights
-            that lie elsewhere.
+            whose rows lie in several places: ``anchor`` and ``track`` then take any part of the rows of each
+            matrix, and matrices of 256 rows and columns or more.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class SpectralTracker:
         self.tolerance = tolerance
         self.alpha_tolerance = alpha_tolerance
         self._generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._whole = products is None
         self._products: Products = _ops.gram_product if products is None else products
         self._anchor: _Anchor | None = None
         self._calibration = Calibration()
@@ -126,8 +128,11 @@ class SpectralTracker:
         """Looks exactly at the matrices and tracks from there.
 
         A: (\\*, m, n) or a sequence of (m, n) matrices of one shape; real dtypes.
-        Returns the statistics, with svdvals. Raises TypeError or ValueError as spectral_stats does.
+        Returns the statistics, with svdvals. Raises TypeError or ValueError as spectral_stats does,
+        RuntimeError where products were given: what is here is no whole matrix then.
         """
+        if not self._whole:
+            raise RuntimeError("SpectralTracker.exact: with products given, look elsewhere and call anchor()")
         stats = spectral_stats(_stacked(A), return_svdvals=True)
         self.anchor(A, stats)
         return stats
@@ -138,7 +143,7 @@ class SpectralTracker:
         S = stats.svdvals.reshape(-1, stats.svdvals.shape[-1])
         if S.shape[-1] < LEAST_TRACKED:
             return
-        batch = _Batch(A, self._products)
+        batch = _Batch(A, self._products, self._whole)
         previous = self._anchor
         if previous is not None and previous.fits(batch):
             self._learn(previous, batch, S, stats)
@@ -165,11 +170,11 @@ class SpectralTracker:
         """
         shape = _batch_shape(A)
         first = A if isinstance(A, Tensor) else A[0]
-        if min(first.shape[-2:]) < LEAST_TRACKED:
+        if self._whole and min(first.shape[-2:]) < LEAST_TRACKED:
             return _exactly(spectral_stats(_stacked(A), return_svdvals=True), self.k)
         if self._anchor is None:
             raise RuntimeError("SpectralTracker.track: nothing to follow yet; call exact() first")
-        batch = _Batch(A, self._products)
+        batch = _Batch(A, self._products, self._whole)
         if not self._anchor.fits(batch):
             raise ValueError(
                 f"SpectralTracker.track: the last exact look was at {self._anchor.count} matrices of "
@@ -298,17 +303,17 @@ class _Look:
 
 
 class _Batch:
-    """Matrices as the products need them: more rows than columns, one batch dimension."""
+    """Matrices as the products need them: one batch dimension; whole ones have more rows than columns."""
 
-    def __init__(self, A: Matrices, products: Products) -> None:
+    def __init__(self, A: Matrices, products: Products, whole: bool) -> None:
         self._products = products
         self._matrices: Matrices
         if isinstance(A, Tensor):
-            tall = A.detach() if A.shape[-2] >= A.shape[-1] else A.detach().mT
+            tall = A.detach().mT if whole and A.shape[-2] < A.shape[-1] else A.detach()
             self._matrices = tall.reshape(-1, *tall.shape[-2:])
             first = tall
         else:
-            self._matrices = [a.detach() if a.shape[0] >= a.shape[1] else a.detach().mT for a in A]
+            self._matrices = [a.detach().mT if whole and a.shape[0] < a.shape[1] else a.detach() for a in A]
             first = self._matrices[0]
         self.count = len(self._matrices)
         self.n = first.shape[-1]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from spectral_fast import _cpu
+from tests.gloo_ranks import GlooRanks
 
 # A shell that starts the suite in the background has it ignore Ctrl-C, and its children too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -35,6 +36,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _cpu.use_isa(request.param)
     yield request.param
     _cpu.use_isa(before)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[GlooRanks]:
+    """Four processes on torch.distributed."""
+    processes = GlooRanks(4)
+    yield processes
+    processes.close()
 
 
 @pytest.fixture

@@ -32,13 +32,13 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
     if plan.backend != "cpu":
         values, info = reference.svdvals(A, plan.driver)
         if check_errors:
-            reference.raise_if_nonfinite(info)
+            _ops.raise_if_nonfinite(info)
         return values, info
 
     values, info = _empty_values(shape, dtype)
     all_finite = _cpu.svdvals(*_matrices(A, values, info), _threads(), plan.driver == "gram")
     if check_errors and not all_finite:
-        reference.raise_if_nonfinite(info)
+        _ops.raise_if_nonfinite(info)
     return values, info
 
 

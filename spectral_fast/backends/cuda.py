@@ -66,7 +66,7 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
         reference.log_plan(A, plan)
         values, info = _svdvals(A) if plan.backend == "cuda" else reference.svdvals(A, plan.driver)
     if check_errors:
-        reference.raise_if_nonfinite(info)
+        _ops.raise_if_nonfinite(info)
     return values, info
 
 

@@ -61,18 +61,6 @@ def log_plan(A: Tensor, plan: Plan) -> None:
         _log.debug("svdvals%s %s %s", tuple(A.shape), A.device.type, plan)
 
 
-def raise_if_nonfinite(info: Tensor) -> None:
-    """LinAlgError for the first matrix whose info says so, in torch's words. Waits for the device."""
-    bad = torch.nonzero(info.flatten()).flatten()
-    if not len(bad):
-        return
-    element = f"(Batch element {int(bad[0])}): " if info.dim() else ""
-    raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
-        f"linalg.svd: {element}The algorithm failed to converge because the input matrix contained "
-        "non-finite values."
-    )
-
-
 @implements("svdvals_ex")
 def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tensor, Tensor]:
     """The operator on devices without a kernel."""
@@ -80,7 +68,7 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
     log_plan(A, plan)
     values, info = svdvals(A, plan.driver)
     if check_errors:
-        raise_if_nonfinite(info)
+        _ops.raise_if_nonfinite(info)
     return values, info
 
 

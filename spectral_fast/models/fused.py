@@ -36,6 +36,7 @@ class Part:
         shape: (rows, cols) of the matrix.
         start, stop: the part lies in these entries of the tensor's first dimension.
         take: makes the matrix from tensor[start:stop]; a view wherever strides can express it.
+        by_rows: whether row i of the matrix comes from entry start + i alone.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Part:
     start: int
     stop: int
     take: Callable[[torch.Tensor], torch.Tensor]
+    by_rows: bool = False
 
 
 class _LayoutUnknown(Exception):
@@ -91,7 +93,7 @@ def _splitter(last: str, role: str, shape: tuple[int, int], *, of_experts: bool)
 
 
 def _whole(role: str, shape: tuple[int, int]) -> Part:
-    return Part("", role, shape, 0, shape[0], _as_it_is)
+    return Part("", role, shape, 0, shape[0], _as_it_is, by_rows=True)
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,7 +114,7 @@ def _consecutive(cols: int, sizes: Iterable[tuple[str, str, int]]) -> list[Part]
     """Row blocks one after the other, each given as (label, role, rows)."""
     parts, start = [], 0
     for label, role, rows in sizes:
-        parts.append(Part(label, role, (rows, cols), start, start + rows, _as_it_is))
+        parts.append(Part(label, role, (rows, cols), start, start + rows, _as_it_is, by_rows=True))
         start += rows
     return parts
 
@@ -121,7 +123,7 @@ def _columns(shape: tuple[int, int], cuts: Iterable[tuple[str, str, slice]]) -> 
     """Column blocks, each given as (label, role, columns)."""
     rows, cols = shape
     return [
-        Part(label, role, (rows, len(range(cols)[cut])), 0, rows, partial(_take_columns, cut))
+        Part(label, role, (rows, len(range(cols)[cut])), 0, rows, partial(_take_columns, cut), True)
         for label, role, cut in cuts
     ]
 

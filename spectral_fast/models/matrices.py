@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -25,6 +25,15 @@ _BIAS = re.compile(r"(?:^|[._])bias$")
 
 
 @dataclass(frozen=True, eq=False)
+class Piece:
+    """Entries start to stop of a stored tensor's first dimension, from which a matrix is made."""
+
+    stored: "StoredTensor"
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
 class WeightMatrix:
     """One weight matrix of a model or checkpoint.
 
@@ -40,6 +49,9 @@ class WeightMatrix:
         shape: (rows, cols) of `tensor`.
         dtype: the dtype of `tensor`.
         note: what a reader should know about it, such as why a fused weight was left whole, or "".
+        pieces: what it is made of: one piece of one tensor, or for a LoRA product both factors.
+        by_rows: its row i is made of entry i of its only piece alone, so that some of the entries
+            make a matrix of some of the rows.
     """
 
     name: str
@@ -48,7 +60,9 @@ class WeightMatrix:
     shape: tuple[int, int]
     dtype: torch.dtype
     note: str = ""
-    _read: Callable[[], torch.Tensor] = field(kw_only=True, repr=False)
+    pieces: tuple[Piece, ...] = field(kw_only=True, repr=False)
+    by_rows: bool = field(default=False, kw_only=True, repr=False)
+    _make: Callable[..., torch.Tensor] = field(kw_only=True, repr=False)
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -56,10 +70,15 @@ class WeightMatrix:
 
         Of a model, a view that shares the model's memory, except where no stride can express the
         matrix (heads interleaved in a fused weight, LoRA products, convolutions in channels_last
-        memory): that is gathered anew on each access. Of a checkpoint, read from the file on each
-        access.
+        memory): that is gathered anew on each access. Of a model whose parameters are DTensors, a
+        DTensor; cutting it out of a fused weight may be a collective. Of a checkpoint, read from the
+        file on each access.
         """
-        return self._read()
+        return self.made_of([piece.stored.load(piece.start, piece.stop) for piece in self.pieces])
+
+    def made_of(self, entries: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The matrix made of the entries of its `pieces`, however they were read."""
+        return self._make(*entries)
 
     @property
     def is_embedding(self) -> bool:
@@ -157,7 +176,7 @@ def weight_matrices(
             "weight_matrices expects a torch.nn.Module or a mapping from names to tensors, not "
             f"{type(model_or_state_dict).__name__}"
         )
-    stored = [_LiveTensor(name, tensor) for name, tensor in without_ties(named).items()]
+    stored = [LiveTensor(name, tensor) for name, tensor in without_ties(named).items()]
     if config is None and isinstance(model_or_state_dict, torch.nn.Module):
         return find_matrices(stored, partial(_nearest_config, model_or_state_dict))
     known = _as_mapping(config)
@@ -239,21 +258,32 @@ def _split(tensor: StoredTensor, config_of: Callable[[str], Config]) -> Iterator
         parts, note = split(name, role, shape, partial(config_of, name))
         for part in parts:
             label = f"[{part.label}]" if part.label else ""
-            read = partial(_take, tensor, part.start, part.stop, part.take)
-            yield WeightMatrix(name + label, layer, part.role, part.shape, tensor.dtype, note, _read=read)
+            yield WeightMatrix(
+                name + label,
+                layer,
+                part.role,
+                part.shape,
+                tensor.dtype,
+                note,
+                pieces=(Piece(tensor, part.start, part.stop),),
+                by_rows=part.by_rows,
+                _make=part.take,
+            )
     elif len(shape) == 3 and shape[0] == 1 and role in EMBEDDING_ROLES:  # ViT's position embedding
-        read = partial(_take, tensor, 0, 1, partial(torch.squeeze, dim=0))
-        yield WeightMatrix(name, layer, role, shape[1:], tensor.dtype, _read=read)
+        squeeze = partial(torch.squeeze, dim=0)
+        pieces = (Piece(tensor, 0, 1),)
+        yield WeightMatrix(name, layer, role, shape[1:], tensor.dtype, pieces=pieces, _make=squeeze)
     elif components[-1] == "weight" and (len(shape) > 3 or "conv" in name.lower()):
-        read = partial(_take, tensor, 0, shape[0], partial(torch.flatten, start_dim=1))
-        flat = (shape[0], math.prod(shape[1:]))
-        yield WeightMatrix(name, layer, "conv" if role == "other" else role, flat, tensor.dtype, _read=read)
-
-
-def _take(
-    tensor: StoredTensor, start: int, stop: int, take: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    return take(tensor.load(start, stop))
+        yield WeightMatrix(
+            name,
+            layer,
+            "conv" if role == "other" else role,
+            (shape[0], math.prod(shape[1:])),
+            tensor.dtype,
+            pieces=(Piece(tensor, 0, shape[0]),),
+            by_rows=True,
+            _make=partial(torch.flatten, start_dim=1),
+        )
 
 
 def _lora_product(pair: Mapping[str, tuple[Factor, StoredTensor]]) -> WeightMatrix | None:
@@ -273,13 +303,14 @@ def _lora_product(pair: Mapping[str, tuple[Factor, StoredTensor]]) -> WeightMatr
         shape,
         dtype,
         f"rank {rank} of a {b.shape[0]}×{a.shape[1]} LoRA product",
-        _read=lambda: product_core(b.load().to(dtype), a.load().to(dtype)),
+        pieces=(Piece(b, 0, b.shape[0]), Piece(a, 0, rank)),
+        _make=lambda b, a: product_core(b.to(dtype), a.to(dtype)),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _LiveTensor:
-    """A tensor of a model in memory."""
+class LiveTensor:
+    """A tensor of a model in memory; pieces of a model's matrices are of these."""
 
     name: str
     tensor: torch.Tensor
