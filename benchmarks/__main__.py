@@ -43,6 +43,7 @@ from benchmarks.stats import LEAST_N, PARTS, build_run, measure_run, print_run, 
 from benchmarks.stats_row import StatsRow
 from benchmarks.suites import SUITES, SuiteError, build_suite
 from benchmarks.timing import REPEATS_LEAST
+from benchmarks.tracking import TrackingRun, measure_tracking, print_tracking, tracking_document
 from benchmarks.weightwatcher import MODELS as WW_MODELS
 from benchmarks.weightwatcher import Comparison, build_model, compare, comparison_document, print_comparison
 from examples.train_gpt import Size
@@ -181,6 +182,27 @@ def _run_monitor(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     return _exit_code([found])
 
 
+def _run_tracking(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if arguments.width % arguments.heads:
+        parser.error("--width must be a multiple of --heads")
+    if arguments.steps < arguments.every:
+        parser.error("--steps must be at least --every")
+    facts = _facts(arguments, torch.device("cpu"))
+    size = {name: getattr(arguments, name) for name in ("width", "heads", "layers", "batch", "context")}
+    found = measure_tracking(
+        Size(**size),
+        lr=arguments.lr,
+        steps=arguments.steps,
+        every=arguments.every,
+        share=arguments.audits,
+        progress=_progress,
+    )
+    if arguments.json is not None:
+        write_json(arguments.json, tracking_document(found, facts))
+    print_tracking(found, _console())
+    return _exit_code([found])
+
+
 def _run_cost_model(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     assume = Assumptions(workspace=arguments.workspace * 2**30)
     costs = Costs(CHIPS[arguments.chip], DTYPES[arguments.dtype], assume)
@@ -223,7 +245,8 @@ def _exit_code(
     | Sequence[StagesRow]
     | Sequence[StatsRow]
     | Sequence[Comparison]
-    | Sequence[MonitorRun],
+    | Sequence[MonitorRun]
+    | Sequence[TrackingRun],
 ) -> int:
     if any(row.failed for row in rows):
         return EXIT_FAILED
@@ -333,6 +356,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=_positive, default=0.02, metavar="SHARE", help="of wall time (0.02)")
     add("--threads", type=_at_least(1), metavar="N", help="of the training and the looks (torch's)")
     add("--json", type=Path, metavar="FILE", help="write every stretch")
+    tracking = commands.add_parser(
+        "tracking",
+        help="how well and how fast SpectralTracker follows a training run",
+        description="Train the example, track every matrix after every step, and audit at random steps.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tracking.set_defaults(run=_run_tracking, dtype="float32")
+    add = tracking.add_argument
+    for name, size in {"width": 768, "heads": 12, "layers": 2, "batch": 8, "context": 128}.items():
+        add(f"--{name}", type=_at_least(1), default=size, metavar="N", help=f"of the model ({size})")
+    add("--lr", type=_positive, default=1e-3, metavar="RATE", help="of AdamW, after 50 steps (1e-3)")
+    add("--steps", type=_at_least(1), default=500, metavar="N", help="of the training (500)")
+    add("--every", type=_at_least(2), default=25, metavar="N", help="steps between exact looks (25)")
+    add("--audits", type=_positive, default=0.2, metavar="SHARE", help="of the steps (0.2)")
+    add("--threads", type=_at_least(1), metavar="N", help="of the training and the looks (torch's)")
+    add("--json", type=Path, metavar="FILE", help="write every audit")
     cost_model = commands.add_parser(
         "cost-model",
         help="what the GPU pipeline should cost: predicted, on any machine",

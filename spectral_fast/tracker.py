@@ -35,7 +35,7 @@ Matrices = Tensor | Sequence[Tensor]
 LEAST_TRACKED = 256
 # Vectors beyond the leading k speed up the iteration; with the exponents, half of them are followed one by
 # one.
-_GUARD, _GUARD_FOR_EXPONENTS = 7, 16
+_GUARD, _GUARD_FOR_EXPONENTS = 15, 16
 _MOST_PRODUCTS = 4
 _COLD_PRODUCTS = 40
 
@@ -83,7 +83,7 @@ class SpectralTracker:
 
     ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 40 float32
     numbers a column (the shorter side) and matrix: 22 % of a square weight of 256 columns, 5.5 % at 1024,
-    less for oblong ones; k + 7 without the exponents. Matrices of fewer than 256 columns are looked at
+    less for oblong ones; k + 15 without the exponents. Matrices of fewer than 256 columns are looked at
     exactly instead: that costs no more.
 
     Args:
