@@ -13,6 +13,7 @@ Without it no time is printed.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import statistics
 import time
@@ -259,8 +260,16 @@ def _torch_seconds(weight: Tensor, threads: int) -> float:
 
 
 def tracking_document(found: TrackingRun, facts: dict[str, Any]) -> dict[str, Any]:
-    """The whole run as plain data."""
-    return {"schema_version": SCHEMA_VERSION, **facts, **dataclasses.asdict(found)}
+    """The whole run as plain data; null for what is no number."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(value) for key, value in x.items()}
+        if isinstance(x, list):
+            return [plain(value) for value in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return {"schema_version": SCHEMA_VERSION, **facts, **plain(dataclasses.asdict(found))}
 
 
 def print_tracking(found: TrackingRun, console: Console) -> None:
