@@ -34,10 +34,13 @@ PROBES = _TRACE_PROBES + _DRIFT_PROBES
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """The exponents of a tracked look, the errors to be expected of them, and the drift; float64 (B,)."""
+    """The exponents of a tracked look, the errors to be expected of them, and the drift; float64 (B,).
+
+    errors: the whole, and what of it has grown with the drift.
+    """
 
     exponents: dict[str, Tensor]
-    errors: dict[str, Tensor]
+    errors: dict[str, tuple[Tensor, Tensor]]
     drift: Tensor
 
 

@@ -99,8 +99,11 @@ class Influence:
         hill = hill + self.jitter * self._kept(drift, _MEDIAN_SPACINGS)
         return {"alpha_hill": 1 + 1 / hill, "alpha": 1 + count / excess, "alpha_ranksize": slope}
 
-    def errors(self, drift: Tensor) -> dict[str, Tensor]:
-        """Standard errors to be expected of them, before anything is known of this run; float64 (B,)."""
+    def errors(self, drift: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Standard errors to be expected of them, before anything is known of this run; float64 (B,).
+
+        The whole, and of it what has grown with the drift: the rest, jitter, is there right after the look.
+        """
         hill, count, excess, slope = self.start.unbind(-1)
         median, least = (
             (1 - self._kept(drift, spacings).square()).sqrt()
@@ -111,10 +114,11 @@ class Influence:
             "alpha": (1 + count / excess, (drift > 0) / excess),
             "alpha_ranksize": (slope, least / self.n),
         }
-        return {
-            name: ((_JITTER[name] * jitter).square() + (_REST[name] * drift * value).square()).sqrt()
-            for name, (value, jitter) in one.items()
-        }
+        errors = {}
+        for name, (value, jitter) in one.items():
+            grown = _REST[name] * drift * value.abs()
+            errors[name] = ((_JITTER[name] * jitter).square() + grown.square()).sqrt(), grown
+        return errors
 
     def _kept(self, drift: Tensor, spacings: float) -> Tensor:
         """The share of a jitter that is still there after the drift."""

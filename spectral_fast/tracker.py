@@ -92,7 +92,8 @@ class SpectralTracker:
             returns; with k = 1 that is the stable rank for the least cost.
         tolerance: relative, of sigma_1 and the stable rank. Products are repeated, four at most, until
             the error is below a tenth of it; ``needs_exact`` tells where it then still is above.
-        alpha_tolerance: relative, of the exponents; ``needs_exact`` tells where their error is above.
+        alpha_tolerance: relative, of the exponents; ``needs_exact`` tells where their error is above by what
+            it has grown since the exact look.
         generator: for the probes, on the CPU. None: one of the tracker's own, seeded with 0; the global one
             is never used.
         products: computes (A^T A X, sum of squares of A) in place of the operator gram_product, for weights
@@ -215,7 +216,8 @@ class SpectralTracker:
             exact = {name: getattr(stats, name).reshape(-1) for name in EXPONENTS}
             exact["alpha"] = fit_powerlaw(S.to(torch.float64).square(), xmin=anchor.at["xmin"]).alpha
             followed = look.followed
-            self._calibration.learn_exponents(followed.exponents, anchor.at, exact, followed.errors)
+            expected = {name: whole for name, (whole, _) in followed.errors.items()}
+            self._calibration.learn_exponents(followed.exponents, anchor.at, exact, expected)
 
     def _follow(self, anchor: _Anchor, batch: _Batch) -> _Look:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
@@ -254,12 +256,12 @@ class SpectralTracker:
         for name in EXPONENTS:
             value, spread, hold = unknown, unknown, False
             if look.followed is not None:
-                followed, expected = look.followed.exponents[name], look.followed.errors[name]
+                followed, (expected, grown) = look.followed.exponents[name], look.followed.errors[name]
                 value, spread, hold = calibration.exponent(name, followed, at[name], expected)
-                # A spectrum with zeros has no influence function; its exponents are held, with no error
-                # known.
+                # A spectrum with zeros has no influence function: its exponents are held, with no error.
                 value = torch.where(value.isnan() & look.followed.drift.isfinite(), at[name], value)
-                needs |= spread > self.alpha_tolerance * value.abs()
+                # An exact look does not help against what is there right after it.
+                needs |= spread * grown / expected > self.alpha_tolerance * value.abs()
             exponents[name], exponents[name + "_error"] = value, spread
             if hold:
                 held.append(name)
