@@ -33,9 +33,10 @@ Matrices = Tensor | Sequence[Tensor]
 
 # Below that many values an exact look costs no more than a tracked one (docs/tracking.md).
 LEAST_TRACKED = 256
-# Vectors beyond the leading k speed up the iteration; with the exponents, half of them are followed one by
-# one.
-_GUARD, _GUARD_FOR_EXPONENTS = 15, 16
+# Vectors beyond the leading k speed up the iteration, and find what rises from the bulk: with 16 vectors
+# sigma_1 was 1.3e-3 off while the learning rate warmed up, with 24 7e-4, with 32 4e-4 (docs/tracking.md).
+# Half of those beyond k are followed one by one in the exponents.
+_GUARD, _LEAST_BLOCK = 16, 32
 _MOST_PRODUCTS = 4
 _COLD_PRODUCTS = 40
 
@@ -82,9 +83,9 @@ class SpectralTracker:
     """Follows a batch of matrices of one shape while they are trained.
 
     ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 40 float32
-    numbers a column (the shorter side) and matrix: 22 % of a square weight of 256 columns, 5.5 % at 1024,
-    less for oblong ones; k + 15 without the exponents. Matrices of fewer than 256 columns are looked at
-    exactly instead: that costs no more.
+    numbers a column (the shorter side) and matrix, k + 16 without the exponents, k counted as 16 at least:
+    22 % of a square weight of 256 columns, 5.5 % at 1024, less for oblong ones. Matrices of fewer than 256
+    columns are looked at exactly instead: that costs no more.
 
     Args:
         k: how many leading values to give.
@@ -151,7 +152,7 @@ class SpectralTracker:
             V = previous.vectors
         else:
             self._calibration = Calibration()
-            V = torch.linalg.qr(self._draw(batch, self.k + self._guard)).Q
+            V = torch.linalg.qr(self._draw(batch, max(self.k + _GUARD, _LEAST_BLOCK))).Q
         V = self._converged(batch, V, S)
         bulk = None
         if self.exponents:
@@ -187,12 +188,8 @@ class SpectralTracker:
         return TrackedStats(**shaped, held=stats.held)
 
     @property
-    def _guard(self) -> int:
-        return _GUARD_FOR_EXPONENTS if self.exponents else _GUARD
-
-    @property
     def _followed_values(self) -> int:
-        return self.k + _GUARD_FOR_EXPONENTS // 2
+        return self.k + _GUARD // 2
 
     def _draw(self, batch: _Batch, count: int) -> Tensor:
         noise = torch.randn(batch.count, batch.n, count, generator=self._generator, dtype=torch.float32)
