@@ -194,7 +194,7 @@ def _measure(found: TrackingRun, share: float, progress: Callable[[str], None]) 
             _look(found, group, distance, audited=audited, timed=timed)
             if distance == found.every:
                 group.look_exactly()
-        if step % 50 == 0:
+        if step % 50 == 0 or step == found.steps:
             norm, hill = found.summary("spectral_norm"), found.summary("alpha_hill")
             progress(
                 f"{step}/{found.steps} steps, {found.losses[-1]:.2f} bits a byte, {norm.trials} audits; "
