@@ -11,7 +11,7 @@ import torch
 import spectral_fast
 
 README = Path(__file__).parent.parent / "README.md"
-GUIDES = (README.parent / "docs/monitor.md",)
+GUIDES = (README.parent / "docs/monitor.md", README.parent / "docs/tracking.md")
 
 
 def blocks(page: Path) -> list[str]:
