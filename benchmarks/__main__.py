@@ -42,6 +42,8 @@ from benchmarks.stages import (
 from benchmarks.stats import LEAST_N, PARTS, build_run, measure_run, print_run, stats_document
 from benchmarks.stats_row import StatsRow
 from benchmarks.suites import SUITES, SuiteError, build_suite
+from benchmarks.tail import SIZES as TAIL_SIZES
+from benchmarks.tail import measure_tail, print_tail, tail_document
 from benchmarks.timing import REPEATS_LEAST
 from benchmarks.tracking import TrackingRun, measure_tracking, print_tracking, tracking_document
 from benchmarks.weightwatcher import MODELS as WW_MODELS
@@ -201,6 +203,15 @@ def _run_tracking(parser: argparse.ArgumentParser, arguments: argparse.Namespace
         write_json(arguments.json, tracking_document(found, facts))
     print_tracking(found, _console())
     return _exit_code([found])
+
+
+def _run_tail(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    facts = _facts(arguments, torch.device("cpu"))
+    rows = measure_tail(arguments.n, arguments.threads, arguments.repeats, arguments.max_seconds, _progress)
+    if arguments.json is not None:
+        write_json(arguments.json, tail_document(rows, facts))
+    print_tail(rows, _console())
+    return _exit_code(rows)
 
 
 def _run_cost_model(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -373,6 +384,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--audits", type=_positive, default=0.2, metavar="SHARE", help="of the steps (0.2)")
     add("--threads", type=_at_least(1), metavar="N", help="of the training and the looks (torch's)")
     add("--json", type=Path, metavar="FILE", help="write every audit")
+    tail = commands.add_parser(
+        "tail",
+        help="estimates from a few products: ours against all singular values, ours and torch's",
+        description="Time tail_stats, after holding its estimates to their targets.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tail.set_defaults(run=_run_tail, dtype="float32")
+    tail.add_argument("--n", type=_sizes, default=TAIL_SIZES, metavar="N,...", help="columns of the squares")
+    tail.add_argument("--max-seconds", type=_positive, metavar="S", help="stop measuring after S seconds")
+    _add_run(tail)
     cost_model = commands.add_parser(
         "cost-model",
         help="what the GPU pipeline should cost: predicted, on any machine",

@@ -15,6 +15,7 @@ from spectral_fast.linalg import svdvals, svdvals_ex
 from spectral_fast.models import WeightMatrix, weight_matrices
 from spectral_fast.powerlaw import PowerLawFit, fit_powerlaw, hill_alpha, ranksize_slope
 from spectral_fast.stats import SpectralStats, spectral_stats, stats_from_svdvals
+from spectral_fast.tail import TailStats, tail_stats
 from spectral_fast.tracker import SpectralTracker, TrackedStats
 from spectral_fast.weightwatcher import weightwatcher_accelerated
 
@@ -28,6 +29,7 @@ __all__ = [
     "SpectralMonitor",
     "SpectralStats",
     "SpectralTracker",
+    "TailStats",
     "TrackedStats",
     "WeightMatrix",
     "__version__",
@@ -42,6 +44,7 @@ __all__ = [
     "stats_from_svdvals",
     "svdvals",
     "svdvals_ex",
+    "tail_stats",
     "weight_matrices",
     "weightwatcher_accelerated",
 ]

@@ -46,7 +46,7 @@ def fit_powerlaw(evals: Tensor, *, xmin: float | Tensor | None = None) -> PowerL
     """
     require_spectrum(evals, "fit_powerlaw", "evals")
     if xmin is not None:
-        xmin = _threshold(xmin, evals)
+        xmin = threshold(xmin, evals, "fit_powerlaw")
     fit, n_tail = _fit(evals, xmin)
     alpha, stderr, start, distance = fit.unbind(-1)
     return PowerLawFit(alpha, stderr, start, distance, n_tail)
@@ -77,26 +77,26 @@ def ranksize_slope(S: Tensor) -> Tensor:
     return result
 
 
-def _threshold(xmin: Any, evals: Tensor) -> Tensor:
+def threshold(xmin: Any, evals: Tensor, function: str) -> Tensor:
     """xmin as float64, one for each spectrum: broadcast here, where a vmapped dimension is not in the way."""
     if not isinstance(xmin, Tensor):
         if not isinstance(xmin, Real) or isinstance(xmin, bool):
             raise TypeError(
-                f"fit_powerlaw(): argument 'xmin' must be float, Tensor or None, not {type(xmin).__name__}"
+                f"{function}(): argument 'xmin' must be float, Tensor or None, not {type(xmin).__name__}"
             )
         xmin = torch.tensor(float(xmin), dtype=torch.float64, device=evals.device)
     if not is_dense(xmin) or xmin.is_complex() or xmin.dtype == torch.bool:
-        raise ValueError(f"fit_powerlaw: xmin must be real and dense, got {describe(xmin)}")
+        raise ValueError(f"{function}: xmin must be real and dense, got {describe(xmin)}")
     if xmin.device != evals.device:
         raise RuntimeError(
-            f"fit_powerlaw: xmin is on {xmin.device} and evals on {evals.device}: "
+            f"{function}: xmin is on {xmin.device} and evals on {evals.device}: "
             "move one to the device of the other"
         )
     try:
         return xmin.to(torch.float64).expand(evals.shape[:-1])
     except RuntimeError as error:
         raise ValueError(
-            f"fit_powerlaw: xmin of shape {tuple(xmin.shape)} does not broadcast to the batch "
+            f"{function}: xmin of shape {tuple(xmin.shape)} does not broadcast to the batch "
             f"{tuple(evals.shape[:-1])}"
         ) from error
 
