@@ -12,8 +12,7 @@ gives
                     directions
     exponents       from the two sums and the leading values, by influence functions (spectral_fast.influence)
 
-Eight probes for the trace and eight for the drift; more of them do not show in the exponents
-(docs/tracking.md).
+Twelve probes for the trace and four for the drift: their noise is below the jitter (docs/tracking.md).
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from torch import Tensor
 from spectral_fast.influence import Influence, influence
 from spectral_fast.subspace import ritz
 
-_TRACE_PROBES = 8
-_DRIFT_PROBES = 8
+_TRACE_PROBES = 12
+_DRIFT_PROBES = 4
 PROBES = _TRACE_PROBES + _DRIFT_PROBES
 
 

@@ -282,7 +282,7 @@ def test_small_matrices_are_looked_at_exactly() -> None:
 
 def test_memory_is_what_the_docstring_says() -> None:
     n, k = 512, 16
-    for exponents, columns in ((True, k + 40), (False, k + 16)):
+    for exponents, columns in ((True, k + 36), (False, k + 16)):
         tracker = SpectralTracker(k=k, exponents=exponents)
         tracker.exact(start(1, n, n))
         kept = [tracker._anchor, tracker._anchor.bulk] if exponents else [tracker._anchor]
