@@ -84,7 +84,7 @@ class SpectralTracker:
 
     ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 36 float32
     numbers a column (the shorter side) and matrix, k + 16 without the exponents, k counted as 16 at least:
-    22 % of a square weight of 256 columns, 5.5 % at 1024, less for oblong ones. Matrices of fewer than 256
+    20 % of a square weight of 256 columns, 5.1 % at 1024, less for oblong ones. Matrices of fewer than 256
     columns are looked at exactly instead: that costs no more.
 
     Args:
