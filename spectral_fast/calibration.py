@@ -19,6 +19,8 @@ EXPONENTS = ("alpha_hill", "alpha", "alpha_ranksize")
 _FORGET = 0.8
 # Of a 4-layer GPT, AdamW 1e-3, 600 steps (docs/tracking.md); the prior weighs as much as that many values.
 _GAIN, _GAIN_SPREAD, _GAIN_WEIGHT = 0.42, 0.3, 256.0
+# One jump must not decide for the rest of a run: (error / expected error)^2 counts no more than this.
+_LARGEST = 100.0
 # Matrices' worth of looks that the expected errors weigh; of its own a matrix must have as many to count as
 # much.
 _ERROR_WEIGHT = 8.0
@@ -29,7 +31,7 @@ class Calibration:
 
     def __init__(self) -> None:
         moments = [1.0, _GAIN, _GAIN**2 + _GAIN_SPREAD**2]
-        self._prior = torch.tensor(moments, dtype=torch.float64) * _GAIN_WEIGHT
+        self._prior = torch.tensor(moments, dtype=torch.float64, device="cpu") * _GAIN_WEIGHT
         self._gain = self._prior
         self._exponents = {name: _Exponent() for name in EXPONENTS}
 
@@ -51,9 +53,8 @@ class Calibration:
         use = found.pending > 10 * torch.finfo(torch.float32).eps * values[:, :1] / values
         share = (missing / found.pending)[use].clamp(-1, 4)
         new = [float(len(share)), float(share.sum()), float(share.square().sum())]
-        self._gain = (
-            self._prior + _FORGET * (self._gain - self._prior) + torch.tensor(new, dtype=torch.float64)
-        )
+        seen = torch.tensor(new, dtype=torch.float64, device="cpu")
+        self._gain = self._prior + _FORGET * (self._gain - self._prior) + seen
 
     def exponent(
         self, name: str, followed: Tensor, last: Tensor, expected: Tensor
@@ -77,16 +78,16 @@ class _Exponent:
     """One exponent: for each matrix the sums of (error / expected error)^2, of following and of holding."""
 
     def __init__(self) -> None:
-        self._count = 0.0
+        self._count: Tensor | None = None
         self._followed: Tensor | None = None
         self._held: Tensor | None = None
 
     def report(self, followed: Tensor, last: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, bool]:
-        if self._followed is None or self._held is None:
+        if self._count is None or self._followed is None or self._held is None:
             return followed, expected, False
         hold = bool(self._held.sum() < self._followed.sum())
         squares = self._held if hold else self._followed
-        pooled = (_ERROR_WEIGHT + squares.sum()) / (_ERROR_WEIGHT + self._count * len(squares))
+        pooled = (_ERROR_WEIGHT + squares.sum()) / (_ERROR_WEIGHT + self._count.sum())
         scale = ((_ERROR_WEIGHT * pooled + squares) / (_ERROR_WEIGHT + self._count)).sqrt()
         return (last if hold else followed), expected * scale, hold
 
@@ -94,7 +95,8 @@ class _Exponent:
         error = ((followed - exact) / expected).square()
         held = ((last - exact) / expected).square()
         known = error.isfinite() & held.isfinite()
-        error, held = torch.where(known, error, 0), torch.where(known, held, 0)
-        self._count = _FORGET * self._count + 1
-        self._followed = error if self._followed is None else _FORGET * self._followed + error
-        self._held = held if self._held is None else _FORGET * self._held + held
+        new = [torch.where(known, x.clamp_max(_LARGEST), 0) for x in (torch.ones_like(error), error, held)]
+        if self._count is not None and self._followed is not None and self._held is not None:
+            old = (self._count, self._followed, self._held)
+            new = [_FORGET * before + now for before, now in zip(old, new, strict=True)]
+        self._count, self._followed, self._held = new

@@ -10,7 +10,7 @@ V^T Z = L L^T and w_i, mu_i the eigenvectors and eigenvalues of L^{-1} Z^T Z L^{
 
 The squared sine of the angle to the i-th singular vector shrinks by c_i = lambda_{s+1} / lambda_i in half an
 iteration (Rutishauser 1969), and so does the error of the value: lambda_i - mu_i is about
-(mu_i - theta_i) c_i / (1 - c_i), with mu_s in the place of lambda_{s+1}.
+(mu_i - theta_i) c_i / (1 - c_i), with mu_{s-1} in the place of lambda_{s+1}.
 
 A product costs 4 m n s flops and one read of A; the rest is O(n s^2).
 """
@@ -33,21 +33,21 @@ class Ritz(NamedTuple):
         squares: (B, s) float64, descending, lower bounds of the squared singular values.
         pending: (B, s) float64, about what is missing from each value sigma_i, relative to it.
         vectors: (B, n, s), for the next product; as handed in where the matrix is not finite.
-        traces: (B, 2) float64, of V^T Z and Z^T Z.
+        moments: (B, 2, s) float64, the diagonals of V^T Z and Z^T Z.
     """
 
     squares: Tensor
     pending: Tensor
     vectors: Tensor
-    traces: Tensor
+    moments: Tensor
 
 
 def ritz(V: Tensor, Z: Tensor) -> Ritz:
     """Ritz values and the next vectors from V (B, n, s) and Z = A^T A V; NaN values where Z is not finite."""
     T, G = ((X.mT @ Z).to(torch.float64) for X in (V, Z))
     T = (T + T.mT) / 2
-    traces = torch.stack([X.diagonal(dim1=-2, dim2=-1).sum(-1) for X in (T, G)], -1)
-    broken = ~traces.isfinite().all(-1)
+    moments = torch.stack([X.diagonal(dim1=-2, dim2=-1) for X in (T, G)], -2)
+    broken = ~moments.isfinite().all(-1).all(-1)
     if bool(broken.any()):
         # One matrix must not keep the others from LAPACK.
         unit = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
@@ -68,10 +68,11 @@ def ritz(V: Tensor, Z: Tensor) -> Ritz:
         # Fewer than s directions (a zero before the first step, say): the others stay to be found.
         vectors = torch.linalg.qr(torch.where((kept | broken[:, None]).unsqueeze(-2), vectors, V)).Q
 
-    contraction = (mu[:, -1:] / mu.clamp_min(tiny)).clamp_max(1 - _SMALLEST_GAP)
+    # The last vector may be a random one (tracker.py): the one before it says what comes next.
+    contraction = (mu[:, -2:-1] / mu.clamp_min(tiny)).clamp_max(1 - _SMALLEST_GAP)
     pending = (mu - theta).clamp_min(0) / mu.clamp_min(tiny) / 2 * contraction / (1 - contraction)
     unknown = torch.where(broken, torch.nan, 0.0).to(mu.dtype)[:, None]
-    return Ritz(mu + unknown, pending + unknown, vectors, traces)
+    return Ritz(mu + unknown, pending + unknown, vectors, moments)
 
 
 def _inverse_root(T: Tensor, eps: float) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spectral_fast import _ops
-from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look
+from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look, separate_ones
 from spectral_fast.calibration import EXPONENTS, Calibration
 from spectral_fast.powerlaw import fit_powerlaw
 from spectral_fast.stats import SpectralStats, spectral_stats
@@ -85,7 +85,7 @@ class SpectralTracker:
     ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 36 float32
     numbers a column (the shorter side) and matrix, k + 16 without the exponents, k counted as 16 at least:
     20 % of a square weight of 256 columns, 5.1 % at 1024, less for oblong ones. Matrices of fewer than 256
-    columns are looked at exactly instead: that costs no more.
+    columns, or 4 (k + 16), are looked at exactly instead: that costs no more.
 
     Args:
         k: how many leading values to give.
@@ -143,7 +143,7 @@ class SpectralTracker:
         """Tracks from an exact look made elsewhere: stats of A, with svdvals. Learns from it first."""
         assert stats.svdvals is not None
         S = stats.svdvals.reshape(-1, stats.svdvals.shape[-1])
-        if S.shape[-1] < LEAST_TRACKED:
+        if self._exactly_instead(S.shape[-1]):
             return
         batch = _Batch(A, self._products, self._whole)
         previous = self._anchor
@@ -158,9 +158,10 @@ class SpectralTracker:
         if self.exponents:
             probes = self._draw(batch, PROBES)
             xmin, lead = stats.xmin.reshape(-1), self._followed_values
-            bulk = at_exact_look(S, xmin, lead, V, probes, batch.products)
+            bulk = at_exact_look(S, xmin, lead, V, probes, batch.products, self._values)
         at = {name: getattr(stats, name).reshape(-1) for name in (*EXPONENTS, "xmin")}
-        self._anchor = _Anchor(batch.count, batch.n, V, bulk, at)
+        separate = separate_ones(S[:, : V.shape[-1]].to(torch.float64).square())
+        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, separate, bulk, at)
 
     def track(self, A: Matrices) -> TrackedStats:
         """The statistics of the matrices as they are now.
@@ -171,40 +172,54 @@ class SpectralTracker:
         Raises RuntimeError before the first exact look, ValueError for another shape.
         """
         shape = _batch_shape(A)
+        if not len(A):
+            raise ValueError("SpectralTracker.track: there are no matrices")
         first = A if isinstance(A, Tensor) else A[0]
-        if self._whole and min(first.shape[-2:]) < LEAST_TRACKED:
+        if self._whole and self._exactly_instead(min(first.shape[-2:])):
             return _exactly(spectral_stats(_stacked(A), return_svdvals=True), self.k)
         if self._anchor is None:
             raise RuntimeError("SpectralTracker.track: nothing to follow yet; call exact() first")
         batch = _Batch(A, self._products, self._whole)
         if not self._anchor.fits(batch):
             raise ValueError(
-                f"SpectralTracker.track: the last exact look was at {self._anchor.count} matrices of "
-                f"{self._anchor.n} columns, these are {batch.count} of {batch.n}; call exact() for them"
+                f"SpectralTracker.track: the last exact look was at {self._anchor.described}, these are "
+                f"{batch.described}; call exact() for them"
             )
         stats = self._report(self._follow(self._anchor, batch), self._anchor.at)
         tensors = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "held"}
         shaped = {name: x.reshape(shape + x.shape[1:]) for name, x in tensors.items()}
         return TrackedStats(**shaped, held=stats.held)
 
+    def _exactly_instead(self, n: int) -> bool:
+        return n < max(LEAST_TRACKED, 4 * (self.k + _GUARD))
+
     @property
     def _followed_values(self) -> int:
         return self.k + _GUARD // 2
 
     def _draw(self, batch: _Batch, count: int) -> Tensor:
-        noise = torch.randn(batch.count, batch.n, count, generator=self._generator, dtype=torch.float32)
+        shape = (batch.count, batch.n, count)
+        noise = torch.randn(shape, generator=self._generator, dtype=torch.float32, device="cpu")
         return noise.to(batch.device, batch.dtype)
 
     def _converged(self, batch: _Batch, V: Tensor, S: Tensor) -> Tensor:
         """The leading vectors, from V near them or drawn at random; S are the exact values."""
-        known = S[:, : self.k].to(torch.float64)
+        known = S[:, : self._followed_values].to(torch.float64)
+        # Those behind the k-th enter the exponents only.
+        tolerance = torch.full_like(known, 3 * self.tolerance)
+        tolerance[:, : self.k] = self.tolerance
+        rounding = known[:, :1] * (S.shape[-1] * torch.finfo(batch.dtype).eps)
         for _ in range(_COLD_PRODUCTS):
             found = ritz(V, batch.products(V)[0])
             V = found.vectors
-            off = (found.squares[:, : self.k].sqrt() - known).abs() / known
-            if not bool((off > self.tolerance).any()):
+            off = (found.squares[:, : known.shape[-1]].sqrt() - known).abs()
+            if not bool((off > torch.maximum(tolerance * known, rounding)).any()):
                 break
         return V
+
+    def _values(self, found: Ritz) -> Tensor:
+        """(B, s) singular values, with what the iteration still has to gain."""
+        return found.squares.sqrt() * (1 + self._calibration.gain * found.pending)
 
     def _learn(self, anchor: _Anchor, batch: _Batch, S: Tensor, stats: SpectralStats) -> None:
         look = self._follow(anchor, batch)
@@ -218,8 +233,8 @@ class SpectralTracker:
 
     def _follow(self, anchor: _Anchor, batch: _Batch) -> _Look:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
-        V, bulk = anchor.vectors, anchor.bulk
-        X = V if bulk is None else bulk.columns(V)
+        V, separate, bulk = anchor.vectors, anchor.separate, anchor.bulk
+        X = V if bulk is None else bulk.columns(V, separate)
         Z, energy = batch.products(X)
         found = first = ritz(V, Z[..., : V.shape[-1]])
 
@@ -232,11 +247,15 @@ class SpectralTracker:
             where = late.nonzero()[:, 0]
             again = ritz(found.vectors[where], batch.products(found.vectors[where], where)[0])
             found = Ritz(*(old.index_copy(0, where, new) for old, new in zip(found, again, strict=True)))
-        anchor.vectors = found.vectors
+        # The last one is drawn anew: a direction that V does not contain at all would never be found.
+        kept, fresh = found.vectors[..., :-1], self._draw(batch, 1)
+        fresh = fresh - kept @ (kept.mT @ fresh)
+        anchor.vectors = torch.cat([kept, torch.nn.functional.normalize(fresh, dim=-2)], -1)
+        anchor.separate = separate_ones(found.squares, separate)
 
-        values = found.squares.sqrt() * (1 + self._calibration.gain * found.pending)
+        values = self._values(found)
         leading = values[:, : self._followed_values].square()
-        followed = None if bulk is None else bulk.follow(X, Z, energy, first.traces, leading)
+        followed = None if bulk is None else bulk.follow(X, Z, energy, first.moments, separate, leading)
         return _Look(found, values, energy, followed)
 
     def _report(self, look: _Look, at: dict[str, Tensor]) -> TrackedStats:
@@ -247,7 +266,13 @@ class SpectralTracker:
         rounding = 2 * torch.finfo(torch.float32).eps * sigma
         pending = calibration.pending_error(look.ritz.pending[:, :k])
         error = ((pending * values).square() + rounding[:, None].square()).sqrt()
-        needs = ~(2 * error[:, 0] <= self.tolerance * sigma)
+        if look.followed is not None:
+            # Of a spectrum that is flat to within its drift V tells nothing.
+            squares, drift = look.ritz.squares, look.followed.drift
+            flat = squares[:, 0] - squares[:, -2] < drift * squares[:, 0]
+            flat = (flat & look.followed.followable)[:, None]
+            error = torch.where(flat, (error.square() + (drift[:, None] / 2 * values).square()).sqrt(), error)
+        needs = ~(2 * error[:, 0] <= self.tolerance * sigma) & (look.energy != 0)
         unknown = torch.full_like(sigma, torch.nan)
         exponents, held = {}, []
         for name in EXPONENTS:
@@ -255,10 +280,11 @@ class SpectralTracker:
             if look.followed is not None:
                 followed, (expected, grown) = look.followed.exponents[name], look.followed.errors[name]
                 value, spread, hold = calibration.exponent(name, followed, at[name], expected)
-                # A spectrum with zeros has no influence function: its exponents are held, with no error.
-                value = torch.where(value.isnan() & look.followed.drift.isfinite(), at[name], value)
                 # An exact look does not help against what is there right after it.
-                needs |= spread * grown / expected > self.alpha_tolerance * value.abs()
+                grown = torch.where(grown > 0, spread * grown / expected, grown)
+                late = ~(grown <= self.alpha_tolerance * value.abs())
+                needs |= torch.where(look.followed.followable, late, look.followed.jumped)
+                value, spread = (torch.where(look.followed.followable, x, unknown) for x in (value, spread))
             exponents[name], exponents[name + "_error"] = value, spread
             if hold:
                 held.append(name)
@@ -281,16 +307,23 @@ class SpectralTracker:
 
 @dataclass(eq=False)
 class _Anchor:
-    """What is kept of an exact look; `vectors` go on with every look."""
+    """What is kept of an exact look; `vectors`, and which are `separate`, go on with every look."""
 
     count: int
+    m: int
     n: int
     vectors: Tensor
+    separate: Tensor
     bulk: Bulk | None
     at: dict[str, Tensor]
 
+    @property
+    def described(self) -> str:
+        return _describe(self.count, self.m, self.n, self.vectors.dtype)
+
     def fits(self, batch: _Batch) -> bool:
-        return (self.count, self.n) == (batch.count, batch.n) and self.vectors.device == batch.device
+        same_shape = (self.count, self.m, self.n) == (batch.count, batch.m, batch.n)
+        return same_shape and (self.vectors.device, self.vectors.dtype) == (batch.device, batch.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,9 +348,13 @@ class _Batch:
             self._matrices = [a.detach().mT if whole and a.shape[0] < a.shape[1] else a.detach() for a in A]
             first = self._matrices[0]
         self.count = len(self._matrices)
-        self.n = first.shape[-1]
+        self.m, self.n = first.shape[-2:]
         self.device = first.device
         self.dtype = _ops.compute_dtype(first.dtype)
+
+    @property
+    def described(self) -> str:
+        return _describe(self.count, self.m, self.n, self.dtype)
 
     def products(self, X: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A^T A X (B, n, s) and the sums of squares (B,), of the matrices at `where`."""
@@ -326,6 +363,10 @@ class _Batch:
         chosen = self._matrices if where is None else [self._matrices[i] for i in where.tolist()]
         both = [self._products(a, x) for a, x in zip(chosen, X, strict=True)]
         return torch.stack([Z for Z, _ in both]), torch.stack([energy for _, energy in both])
+
+
+def _describe(count: int, m: int, n: int, dtype: torch.dtype) -> str:
+    return f"{count} matrices of {m} x {n} in {str(dtype).removeprefix('torch.')}"
 
 
 def _stacked(A: Matrices) -> Tensor:

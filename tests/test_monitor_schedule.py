@@ -199,6 +199,15 @@ def test_resuming() -> None:
     assert choice.kind == "exact"
 
 
+def test_a_schedule_that_ran_goes_back_to_what_is_loaded() -> None:
+    schedule = Run(Schedule(25, 1, None)).go(110).schedule
+    schedule.load_state_dict(Schedule(25, 1, None).state_dict())
+    assert schedule.due(31)
+    choice = schedule.choose(31, Numbers(0.0, 1.0, 1.0))
+    assert choice is not None
+    assert choice.kind == "exact"
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     every=st.integers(1, 60),

@@ -282,6 +282,18 @@ def test_a_resumed_run_goes_on_from_its_first_step(tmp_path):
     assert len(pq.ParquetDataset(tmp_path).read()) == 14  # nothing was deleted
 
 
+def test_a_resumed_run_leaves_nothing_of_the_past_at_its_first_step(tmp_path):
+    """The first look after resuming is exact where the past had a tracked one."""
+    for value, kind in ((1.0, "tracked"), (2.0, "exact")):
+        sink = ParquetSink(tmp_path)
+        for step in (3, 4):
+            one = matrix_look(kind=kind, statistics={"alpha": value})
+            sink(Look(step, kind, 0.0, 0.0, 0.0, 1, 1, [one]))
+        sink.close()
+    table = read_run(tmp_path, ["step", "alpha"])
+    assert table["alpha"].to_pylist() == [2.0, 2.0]
+
+
 def test_an_exact_look_stands_beside_a_tracked_one_of_the_same_step(tmp_path):
     sink = ParquetSink(tmp_path)
     for value, kind in ((1.0, "tracked"), (2.0, "exact"), (3.0, "exact")):

@@ -226,7 +226,7 @@ def _current(rows: pa.Table, attempts: NDArray[np.int64]) -> pa.Table:
     name = rows["name"].combine_chunks().dictionary_encode().indices.to_numpy()
     current = np.ones(len(step), dtype=bool)
     for number in np.unique(attempts):
-        current &= (attempts >= number) | (step <= step[attempts == number].min())
+        current &= (attempts >= number) | (step < step[attempts == number].min())
     candidates = np.flatnonzero(current)[::-1]
     key = (step * len(kinds) + kind) * (name.max() + 1) + name
     _, newest = np.unique(key[candidates], return_index=True)

@@ -164,6 +164,8 @@ class Schedule:
         """Begin with the intervals that were in force, if the same were asked for."""
         if tuple(state["asked"]) == self.asked:
             self.every, self.track_every = state["in_force"]
+        self._last = self._last_exact = None
+        self._next = 0
 
     def record(self, kind: LookKind, seconds: float) -> None:
         """What a look has cost."""
