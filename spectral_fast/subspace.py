@@ -33,21 +33,21 @@ class Ritz(NamedTuple):
         squares: (B, s) float64, descending, lower bounds of the squared singular values.
         pending: (B, s) float64, about what is missing from each value sigma_i, relative to it.
         vectors: (B, n, s), for the next product; as handed in where the matrix is not finite.
-        moments: (B, 2, s) float64, the diagonals of V^T Z and Z^T Z.
+        traces: (B, 2) float64, of V^T Z and Z^T Z, the last vector left out.
     """
 
     squares: Tensor
     pending: Tensor
     vectors: Tensor
-    moments: Tensor
+    traces: Tensor
 
 
 def ritz(V: Tensor, Z: Tensor) -> Ritz:
     """Ritz values and the next vectors from V (B, n, s) and Z = A^T A V; NaN values where Z is not finite."""
     T, G = ((X.mT @ Z).to(torch.float64) for X in (V, Z))
     T = (T + T.mT) / 2
-    moments = torch.stack([X.diagonal(dim1=-2, dim2=-1) for X in (T, G)], -2)
-    broken = ~moments.isfinite().all(-1).all(-1)
+    traces = torch.stack([X.diagonal(dim1=-2, dim2=-1)[..., :-1].sum(-1) for X in (T, G)], -1)
+    broken = ~(T + G).isfinite().all(-1).all(-1)
     if bool(broken.any()):
         # One matrix must not keep the others from LAPACK.
         unit = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
@@ -72,7 +72,7 @@ def ritz(V: Tensor, Z: Tensor) -> Ritz:
     contraction = (mu[:, -2:-1] / mu.clamp_min(tiny)).clamp_max(1 - _SMALLEST_GAP)
     pending = (mu - theta).clamp_min(0) / mu.clamp_min(tiny) / 2 * contraction / (1 - contraction)
     unknown = torch.where(broken, torch.nan, 0.0).to(mu.dtype)[:, None]
-    return Ritz(mu + unknown, pending + unknown, vectors, moments)
+    return Ritz(mu + unknown, pending + unknown, vectors, traces)
 
 
 def _inverse_root(T: Tensor, eps: float) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spectral_fast import _ops
-from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look, separate_ones
+from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look
 from spectral_fast.calibration import EXPONENTS, Calibration
 from spectral_fast.powerlaw import fit_powerlaw
 from spectral_fast.stats import SpectralStats, spectral_stats
@@ -38,7 +38,9 @@ LEAST_TRACKED = 256
 # Half of those beyond k are followed one by one in the exponents.
 _GUARD, _LEAST_BLOCK = 16, 32
 _MOST_PRODUCTS = 4
-_COLD_PRODUCTS = 40
+# From vectors drawn at random: as long as they turn much from look to look, the exponents of weights that
+# stand still move, by up to 9e-4; after 24 products by 3e-4.
+_COLD_PRODUCTS = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,8 @@ class SpectralTracker:
         else:
             self._calibration = Calibration()
             V = torch.linalg.qr(self._draw(batch, max(self.k + _GUARD, _LEAST_BLOCK))).Q
+            for _ in range(_COLD_PRODUCTS):
+                V = ritz(V, batch.products(V)[0]).vectors
         V = self._converged(batch, V, S)
         bulk = None
         if self.exponents:
@@ -160,8 +164,7 @@ class SpectralTracker:
             xmin, lead = stats.xmin.reshape(-1), self._followed_values
             bulk = at_exact_look(S, xmin, lead, V, probes, batch.products, self._values)
         at = {name: getattr(stats, name).reshape(-1) for name in (*EXPONENTS, "xmin")}
-        separate = separate_ones(S[:, : V.shape[-1]].to(torch.float64).square())
-        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, separate, bulk, at)
+        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, bulk, at)
 
     def track(self, A: Matrices) -> TrackedStats:
         """The statistics of the matrices as they are now.
@@ -233,8 +236,8 @@ class SpectralTracker:
 
     def _follow(self, anchor: _Anchor, batch: _Batch) -> _Look:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
-        V, separate, bulk = anchor.vectors, anchor.separate, anchor.bulk
-        X = V if bulk is None else bulk.columns(V, separate)
+        V, bulk = anchor.vectors, anchor.bulk
+        X = V if bulk is None else bulk.columns(V)
         Z, energy = batch.products(X)
         found = first = ritz(V, Z[..., : V.shape[-1]])
 
@@ -251,11 +254,10 @@ class SpectralTracker:
         kept, fresh = found.vectors[..., :-1], self._draw(batch, 1)
         fresh = fresh - kept @ (kept.mT @ fresh)
         anchor.vectors = torch.cat([kept, torch.nn.functional.normalize(fresh, dim=-2)], -1)
-        anchor.separate = separate_ones(found.squares, separate)
 
         values = self._values(found)
         leading = values[:, : self._followed_values].square()
-        followed = None if bulk is None else bulk.follow(X, Z, energy, first.moments, separate, leading)
+        followed = None if bulk is None else bulk.follow(X, Z, energy, first.traces, leading)
         return _Look(found, values, energy, followed)
 
     def _report(self, look: _Look, at: dict[str, Tensor]) -> TrackedStats:
@@ -307,13 +309,12 @@ class SpectralTracker:
 
 @dataclass(eq=False)
 class _Anchor:
-    """What is kept of an exact look; `vectors`, and which are `separate`, go on with every look."""
+    """What is kept of an exact look; `vectors` go on with every look."""
 
     count: int
     m: int
     n: int
     vectors: Tensor
-    separate: Tensor
     bulk: Bulk | None
     at: dict[str, Tensor]
 
