@@ -281,6 +281,21 @@ def test_a_direction_that_no_vector_contains_is_found() -> None:
     torch.testing.assert_close(tracked.spectral_norm, exact, rtol=1e-3, atol=0)
 
 
+def test_what_cannot_be_followed_does_not_decide_for_the_others() -> None:
+    run, generator = training(320), torch.Generator().manual_seed(8)
+    tracker = SpectralTracker()
+    for _ in range(5):
+        weights = next(islice(run, 20, None))
+        low = torch.randn(320, 5, generator=generator) @ torch.randn(5, 320, generator=generator)
+        weights[0] = low / 10
+        tracker.exact(weights)
+    for name, learned in tracker._calibration._exponents.items():
+        assert learned._count is not None
+        assert learned._count[0] == 0, name
+        assert (learned._count[1:] > 1).all(), name
+    assert "alpha" not in tracker.track(weights).held
+
+
 def test_weights_set_to_zero_and_back() -> None:
     weights = start(2, 256, 256)
     tracker = SpectralTracker()
