@@ -129,8 +129,7 @@ class DistributedRanks:
                 return self._send({group.owner: group})
         if group.owner != self.rank:
             return None
-        tensors = [matrix.tensor for matrix in group.matrices]
-        return torch.stack(tensors) if group.device.type == "cuda" else tensors
+        return group.stacked() if group.device.type == "cuda" else [m.tensor for m in group.matrices]
 
     def anchored(self, group: Group, tracker: SpectralTracker) -> None:
         """An exact look at the group is over; its anchors go to the other ranks that follow it."""

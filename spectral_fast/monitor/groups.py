@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from spectral_fast._dtensor import is_dtensor
 from spectral_fast.models import WeightMatrix, weight_matrices
 
-# Of one batch. On the CPU it is also the memory that a look takes: it copies one batch at a time.
+# Of one batch. On the CPU it is also the memory that a look takes: it copies one batch at a time. On CUDA all
+# weights are copied first, and many matrices cost little more than one.
 BATCH_BYTES = 64 * 2**20
+CUDA_BATCH_BYTES = 2**30
 
 # Components that torch.compile, FSDP and activation checkpointing add to names.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -22,6 +25,8 @@ _Parameters = list[tuple[str, Tensor, torch.Size, torch.dtype, torch.device]]
 @dataclass(frozen=True, eq=False)
 class Group:
     """Matrices of one shape, dtype and device that one rank looks at as one batch.
+
+    On CUDA an m x n and an n x m matrix are of one shape: their singular values are one batch's.
 
     Attributes:
         places: their positions in the model's order.
@@ -39,6 +44,11 @@ class Group:
     def work(self) -> float:
         """What an exact look at the group costs, up to a constant factor."""
         return len(self.matrices) * exact_work(self.matrices[0])
+
+    def stacked(self) -> Tensor:
+        """A copy of the matrices, (matrices, m, n); wide ones are transposed."""
+        tensors = [matrix.tensor for matrix in self.matrices]
+        return torch.stack([t.mT if t.shape[0] < t.shape[1] else t for t in tensors])
 
 
 def exact_work(matrix: WeightMatrix) -> float:
@@ -79,12 +89,16 @@ class Weights:
         """Batches of equal shape, dtype, device and owner, in the order of their first matrices."""
         alike: dict[tuple[object, torch.device, int], list[int]] = {}
         for place, matrix in enumerate(self.matrices):
-            key = (matrix.shape, matrix.dtype), self._devices[place], owners[place]
+            device, shape = self._devices[place], tuple(matrix.shape)
+            if device.type == "cuda" and not is_dtensor(matrix.tensor):  # shards are of rows or of columns
+                shape = tuple(sorted(shape, reverse=True))
+            key = (shape, matrix.dtype), device, owners[place]
             alike.setdefault(key, []).append(place)
         groups = []
         for (_, device, owner), places in alike.items():
             one = self.matrices[places[0]]
-            most = max(1, BATCH_BYTES // (one.shape[0] * one.shape[1] * one.dtype.itemsize))
+            limit = CUDA_BATCH_BYTES if device.type == "cuda" else BATCH_BYTES
+            most = max(1, limit // (one.shape[0] * one.shape[1] * one.dtype.itemsize))
             for start in range(0, len(places), most):
                 chunk = tuple(places[start : start + most])
                 groups.append(Group(chunk, tuple(self.matrices[p] for p in chunk), device, owner))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypeVar
 
-import torch
-
 from spectral_fast.models import WeightMatrix
 from spectral_fast.monitor.groups import Group
 from spectral_fast.tracker import Matrices, SpectralTracker
@@ -80,8 +78,7 @@ class OneProcess:
 
     def snapshot(self, group: Group, kind: Literal["exact", "tracked"]) -> Matrices | None:
         # On the host nobody writes while we look: no copy.
-        tensors = [matrix.tensor for matrix in group.matrices]
-        return torch.stack(tensors) if group.device.type == "cuda" else tensors
+        return group.stacked() if group.device.type == "cuda" else [m.tensor for m in group.matrices]
 
     def anchored(self, group: Group, tracker: SpectralTracker) -> None:
         pass

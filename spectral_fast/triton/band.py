@@ -50,7 +50,7 @@ BLOCK = 32  # as in csrc/cuda/kernels.h
 # as float32, or with STEP = 32, some spill on chips that multiply by FMA. STAGES - 1 steps of loads are in
 # flight. STEP and LEFT_TILE divide BLOCK: no rest.
 LEFT_TILE, LEFT_WARPS = 32, 2
-RIGHT_TILE, RIGHT_WARPS = 64, 4
+RIGHT_TILE, RIGHT_WARPS = 64, 2
 RIGHT_REGISTERS = 128  # in float32. Left to itself ptxas 12.8 takes 96 on sm_86 and sm_89, and spills two.
 UPDATE_TILE, UPDATE_WARPS = 64, 4
 STEP = 16
