@@ -177,7 +177,9 @@ def check_pipeline(launch: Launch, target: GPUTarget, shared_limit: int, folder:
     found, code = resources(binary, target, folder), disassembly(binary, target, folder)
     print(target.arch, name, dtype, launch.options, binary.metadata.shared, found)  # pytest -rP shows them
     registers = found.pop("vgpr_count" if target.backend == "hip" else "REG")
-    assert 0 < registers <= PIPELINE_REGISTERS[dtype], name
+    whole = name == "right_product_kernel" and dtype == torch.float32  # see RIGHT_WARPS
+    limit = 255 if whole else PIPELINE_REGISTERS[dtype]
+    assert 0 < registers <= limit, name
     assert not any(found.values()), (name, found)
     assert binary.metadata.shared <= shared_limit
     assert binary.metadata.num_warps == launch.options["num_warps"]

