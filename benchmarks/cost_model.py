@@ -1,4 +1,7 @@
-"""What the GPU pipeline should cost: flops, bytes, launches and seconds of every kernel. Nothing is measured.
+"""What the GPU pipeline should cost: flops, bytes, launches and seconds of every kernel.
+
+The form was written before any kernel had run; where an H100 did otherwise, the constants are what it showed
+(docs/gpu.md has the first guesses). For other chips all of it is a prediction.
 
 A batch of B matrices m x n (m >= n, b = 32) goes through the stages of csrc/cuda/kernels.h, in chunks that
 fit a workspace:
@@ -37,11 +40,12 @@ LEFT_TILE, RIGHT_TILE, UPDATE_TILE = 32, 64, 64
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the prediction rests on besides the chip. None of it was measured on a GPU by this project."""
+    """What the prediction rests on besides the chip; "measured": profiled on an H100."""
 
     clock_share: float = 0.9  # of the boost clock, under load
     memory_share: float = 0.85  # of a data sheet's bandwidth: what copies reach
-    gemm_share: float = 0.5  # of the peak, by Triton's products without tensor cores for float32
+    gemm_share: float = 0.5  # of the peak, by Triton's products without tensor cores for float32: measured
+    right_share: float = 0.24  # by the right product, which shared memory binds: measured
     launch_seconds: float = 3e-6  # shortest kernel, start to start, in a stream
     host_seconds: float = 10e-6  # Triton and CuPy queue a launch from Python in that time
     workspace: float = 4 * 2**30  # bytes: WORKSPACE_SHARE of 80 GB
@@ -53,21 +57,25 @@ class Assumptions:
     # memory or, where that is too small, in global memory. Each group of warps makes the pivot for itself.
     panel_resident: int = 4096  # bytes of a column in registers; half of them where scratch is used
     panel_groups: int = 8
-    panel_instructions: float = 15  # of a warp, for 32 rows of a group's four columns
-    panel_latency: float = 400  # clocks of reduction, barrier and square root
+    panel_instructions: float = 74  # issue slots of a warp, for 32 rows of a group's four columns: measured
+    panel_latency: float = 1860  # clocks of reduction, barrier and square root: measured
+    panel_scratch_rate: float = 22  # bytes a clock through L2, where the rows are in scratch: measured
 
-    # bidiagonal.cu: instructions of a warp in a step (two windows of b x b), counted in its sm_90 code.
+    # bidiagonal.cu: of a warp in a step (two windows of b x b); instructions counted in its sm_90 code.
+    # Global loads and stores take two clocks for each line of 128 bytes that half a warp touches: measured.
     chase_instructions: float = 1060
     chase_fma: float = 370
     chase_shuffles: float = 96
-    chase_latency: float = 1500  # clocks
+    chase_accesses: float = 132
+    line_clocks: float = 2
+    chase_latency: float = 500  # clocks a tick: measured
     chase_warps_double: int = 12  # registers: 168 a thread
     chase_warps_float: int = 16
 
     # values.cu: a step of the recurrence is a division and a handful of products.
-    evaluations: float = 7.6  # rounds of a warp, each n steps, for sigma_k = k^-0.6; the grid is one more
+    evaluations: float = 12.5  # rounds of a warp, each n steps; the grid is one more: measured
     step_instructions: float = 20
-    step_latency_double: float = 110  # clocks
+    step_latency_double: float = 130  # clocks: measured
     step_latency_float: float = 60
 
     # direct.cu: a thread a column or a row, two passes of dependent multiply-adds over it.
@@ -313,7 +321,7 @@ class _Model:
         if not in_shared:
             running = min(self.count, self.chip.sms)
             together = sum(self.traffic(running * own, running * tail * BLOCK * s).values())
-            pipes["L2"] = max(own / 2 / a.l2_port, together * clock)
+            pipes["L2"] = max(own / a.panel_scratch_rate, together * clock)
             moved += BLOCK * own
         bound = max(pipes, key=lambda name: pipes[name])
         column = pipes[bound] + a.panel_latency
@@ -328,27 +336,35 @@ class _Model:
     def left_product(self, stage: str, rows: int, cols: int) -> None:
         flops = 2 * BLOCK * rows * cols + 4 * BLOCK**2 * cols
         bytes_ = (rows * cols + 2 * BLOCK * cols) * self.scalar
-        self.product(stage, "left_product_kernel", flops, bytes_, rows, cols, cols / LEFT_TILE)
+        share = self.assume.gemm_share
+        self.product(stage, "left_product_kernel", share, flops, bytes_, rows, cols, cols / LEFT_TILE)
 
     def right_product(self, stage: str, rows: int, cols: int) -> None:
         flops = 2 * BLOCK * rows * cols * (1 + BLOCK / RIGHT_TILE)
-        self.product(
-            stage, "right_product_kernel", flops, rows * cols * self.scalar, rows, cols, rows / RIGHT_TILE
-        )
+        share, bytes_ = self.assume.right_share, rows * cols * self.scalar
+        self.product(stage, "right_product_kernel", share, flops, bytes_, rows, cols, rows / RIGHT_TILE)
 
     def update(self, stage: str, rows: int, cols: int, rank: int) -> None:
         if rows == 0:
             return
         programs = math.ceil(rows / UPDATE_TILE) * math.ceil(cols / UPDATE_TILE)
         flops, bytes_ = 2 * rank * rows * cols, 2 * rows * cols * self.scalar
-        self.product(stage, "update_kernel", flops, bytes_, rows, cols, programs)
+        self.product(stage, "update_kernel", self.assume.gemm_share, flops, bytes_, rows, cols, programs)
 
     def product(
-        self, stage: str, kernel: str, flops: float, bytes_: float, rows: int, cols: int, programs: float
+        self,
+        stage: str,
+        kernel: str,
+        share: float,
+        flops: float,
+        bytes_: float,
+        rows: int,
+        cols: int,
+        programs: float,
     ) -> None:
-        """A product in Triton: costs are of one matrix; programs spread over the SMs in whole numbers."""
+        """A product in Triton at a share of the peak: costs are of one matrix; an SM has whole programs."""
         lanes = self.chip.fp64_dot_lanes if self.scalar == 8 else self.chip.fp32_lanes
-        per_sm = 2 * lanes * self.clock * self.assume.gemm_share
+        per_sm = 2 * lanes * self.clock * share
         all_programs = self.count * math.ceil(programs)
         on_one_sm = math.ceil(all_programs / self.chip.sms) / all_programs
         arithmetic = self.count * flops * on_one_sm / per_sm
@@ -371,7 +387,7 @@ class _Model:
             "issue": a.chase_instructions / a.issue,
             "arithmetic": a.chase_fma * 32 / self.lanes(w),
             "shuffles": a.chase_shuffles * w / 8,
-            "L2": windows / 2 / a.l2_port,
+            "L1": a.chase_accesses * 2 * (1 + 15 * w / 128) * a.line_clocks,
         }
         bound = max(pipes, key=lambda name: pipes[name])
         pipe, latency = steps * pipes[bound], ticks * a.chase_latency
