@@ -63,14 +63,18 @@ class Look:
 def measure_look(gpu: Gpu, cases: Sequence[Case], seconds: float) -> Look:
     """spectral_stats with a call a role and with a call a shape, and torch's values with a call a role.
 
-    cases: a stack for each shape, which says for how many roles it stands.
+    cases: a stack for each shape, which says for how many roles it stands. m x n and n x m are one shape.
     """
     shapes, stacks = (
         [case.matrices(torch.float32, gpu.device) for case in cases],
         [case.stacks for case in cases],
     )
     roles = [A for A, count in zip(shapes, stacks, strict=True) for _ in range(count)]
-    whole = [A.repeat(count, 1, 1) for A, count in zip(shapes, stacks, strict=True)]
+    alike: dict[torch.Size, list[Tensor]] = {}
+    for A in roles:
+        tall = A if A.shape[1] >= A.shape[2] else A.mT
+        alike.setdefault(tall.shape[1:], []).append(tall)
+    whole = [torch.cat(stack) for stack in alike.values()]
     look = Look(LOOK_MODEL, sum(map(len, roles)))
     if gpu.chip is not None:
         chip = gpu.chip
