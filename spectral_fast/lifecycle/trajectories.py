@@ -15,6 +15,7 @@ from spectral_fast.models import open_checkpoint
 from spectral_fast.stats import scalar_fields, spectral_stats
 
 Floats = NDArray[np.float64]
+Whole = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Trajectories:
         ValueError: the shapes do not fit, the steps do not ascend, or no matrix is in a layer.
     """
 
-    steps: NDArray[np.int64]
+    steps: Whole
     names: tuple[str, ...]
     layers: tuple[int | None, ...]
     roles: tuple[str, ...]
@@ -84,6 +85,25 @@ class Trajectories:
             mine = value[:, chosen & (layers == layer)]
             columns.append(mine.mean(axis=1) if mine.shape[1] else np.full(len(value), np.nan))
         return np.stack(columns, axis=1)
+
+    def complete(self, statistic: str, roles: Sequence[str] | None = None) -> tuple[Whole, Floats]:
+        """The steps and values of those looks that have the statistic, finite, in every layer.
+
+        Args:
+            statistic, roles: as in `layerwise`.
+
+        Returns:
+            (n,) int64 and (n, depth) float64, n <= T.
+
+        Raises:
+            ValueError: as `layerwise`, or a layer never has the statistic.
+        """
+        value = self.layerwise(statistic, roles)
+        known = np.isfinite(value)
+        if not known.any(axis=0).all():
+            raise ValueError(f"layer {int(np.argmin(known.any(axis=0)))} has no {statistic} at any look")
+        whole = known.all(axis=1)
+        return self.steps[whole], value[whole]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Trajectories:
