@@ -228,9 +228,7 @@ class _Contrasts:
         return np.maximum(layers, self._over_looks.p_value())
 
     def estimates(self) -> list[Estimate]:
-        half = np.maximum(
-            self._scatter * stdtrit(self._degrees, 0.975), self._over_looks.half_width()
-        )
+        half = np.maximum(self._scatter * stdtrit(self._degrees, 0.975), self._over_looks.half_width())
         ends = zip(self.value - half, self.value + half, self.p_value(), strict=True)
         return [
             Estimate(float(value), (float(low), float(high)), float(p))
