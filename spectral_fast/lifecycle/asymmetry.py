@@ -15,6 +15,7 @@ why.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -159,17 +160,26 @@ def _sign_flip_p(first: Floats, second: Floats) -> float:
 
 def _bootstrap_interval(sample: Floats) -> tuple[float, float]:
     """95 % interval of the mean: resampled means in units of their own standard errors."""
-    drawn = np.random.default_rng(0).choice(sample, (_RESAMPLES, len(sample)))
-    mean, error = float(sample.mean()), float(stats.sem(sample))
-    if error == 0:
+    n, mean = len(sample), float(sample.mean())
+    centred = sample - mean
+    variance = float(centred @ centred) / n
+    if variance == 0:
         return mean, mean
-    shift, errors = drawn.mean(axis=1) - mean, stats.sem(drawn, axis=1)
-    # One layer drawn every time has no error but rounding. Its t is infinite, so that few layers, of which
-    # many resamples are like that, get no interval.
-    single = np.ptp(drawn, axis=1) == 0
-    t = np.where(single, np.copysign(np.inf, shift), shift / np.where(single, 1, errors))
+    weights = _resampling_weights(n)
+    shift = weights @ centred
+    variances = weights @ centred**2 - shift**2
+    # One layer drawn every time has no variance but rounding. Its t is infinite, so that few layers, of
+    # which many resamples are like that, get no interval.
+    single = variances < 1e-9 * variance
+    t = np.where(single, np.copysign(np.inf, shift), shift / np.sqrt(np.where(single, 1, variances)))
     low, high = np.quantile(t, [_LEVEL / 2, 1 - _LEVEL / 2], method="closest_observation")
-    return mean - float(high) * error, mean - float(low) * error
+    return mean - float(high) * variance**0.5, mean - float(low) * variance**0.5
+
+
+@cache
+def _resampling_weights(n: int) -> Floats:
+    """(resamples, n): the share of each of n layers in each resample; the same in every call."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES) / n
 
 
 def _why_not(statistic: str, mean: float, p_value: float, smallest_p: float, layers: int) -> str:

@@ -31,8 +31,8 @@ _LEFT_OUT = 0.01
 # 1 / (samples + 1) + _LEFT_OUT is at most _LEVEL.
 _FEWEST_SAMPLES = 24
 _RHO_CUT = float(stats.chi2.isf(_LEFT_OUT, 1)) / 2
-# A peak of the likelihood as a function of tau has this many points at least where it is within 2 of its top.
-_POINTS = 12
+# The largest change of the log-likelihood from one tau of the grid to the next, within 4 of its top.
+_COARSE = 0.4
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Decay:
         limit: a, where it goes.
         change: b, its distance from there at the first look.
         noise: standard deviation of the noise.
-        rho: autocorrelation of the noise from look to look.
+        rho: autocorrelation of the noise over the median gap between looks.
         explained: 1 - variance of the noise's realization / variance of the series. Small noise with rho
             close to 1 around a good fit means that the curve is no exponential.
     """
@@ -142,17 +142,21 @@ def measure_timescales(
     ratio = float(_ratio(profiles[:, None])[0])
     apart, together = profiles.argmax(axis=1), int(profiles.sum(axis=0).argmax())
 
-    rng = np.random.default_rng(0)
-    p_value, cuts = 0.0, np.zeros(2)
+    nulls, truths = [], []
     for rho_of in (_likeliest, _largest_plausible):
-        null = [_Truth.of(grid, pair[:, i], together, rho_of(surfaces[:, i, together])) for i in (0, 1)]
-        ratios = _ratio(_profiles_of(grid, _simulated(rng, grid, null, samples)))
-        p_value = max(p_value, (1 + np.count_nonzero(ratios >= ratio)) / (samples + 1))
-        truth = [_Truth.of(grid, pair[:, i], k, rho_of(surfaces[:, i, k])) for i, k in enumerate(apart)]
-        drawn = _profiles_of(grid, _simulated(rng, grid, truth, samples))
-        below = [drawn[i].max(axis=1) - drawn[i, :, k] for i, k in enumerate(apart)]
-        cuts = np.maximum(cuts, np.quantile(below, 1 - _LEVEL, axis=1))
-    p_value = min(1.0, p_value + _LEFT_OUT)
+        nulls.append(
+            [_Truth.of(grid, pair[:, i], together, rho_of(surfaces[:, i, together])) for i in (0, 1)]
+        )
+        truths.append(
+            [_Truth.of(grid, pair[:, i], k, rho_of(surfaces[:, i, k])) for i, k in enumerate(apart)]
+        )
+    drawn = _profiles_of_simulated(grid, [*nulls, *truths], samples)
+    larger = np.count_nonzero([_ratio(profile) >= ratio for profile in drawn[:2]], axis=1)
+    p_value = min(1.0, (1 + int(larger.max())) / (samples + 1) + _LEFT_OUT)
+    below = [
+        [profile[i].max(axis=1) - profile[i, :, k] for i, k in enumerate(apart)] for profile in drawn[2:]
+    ]
+    cuts = np.quantile(below, 1 - _LEVEL, axis=2).max(axis=0)
 
     decays = [
         _decay(name, grid, means[:, i], profiles[i], float(cuts[i]), _likeliest(surfaces[:, i, apart[i]]))
@@ -181,19 +185,22 @@ class _Grid:
 
     Attributes:
         taus: (K,) in steps.
-        rhos: (P,), evenly spaced in artanh rho.
+        rhos: (P,) correlations over the shortest gap, evenly spaced in artanh rho.
+        median_gap: the median gap over the shortest.
         correlations: (P, T - 1) those of consecutive looks.
     """
 
     def __init__(self, steps: Floats, taus: Floats) -> None:
         looks = len(steps)
         self.steps, self.taus = steps, taus
-        gaps = np.diff(steps) / np.median(np.diff(steps))
-        # A memory of half of the looks, when that is longer: smooth curves of many looks have it.
-        end = np.arctanh(max(RHO_MAX, 1 - 2 / looks))
+        gaps = np.diff(steps)
+        # Over the shortest gap, so that the likelihood is smooth in rho down to 0; up to RHO_MAX over the median
+        # gap, or a memory of half the run where that is longer: smooth curves of many looks have it.
+        self.median_gap = float(np.median(gaps) / gaps.min())
+        end = np.arctanh(max(RHO_MAX ** (1 / self.median_gap), 1 - 2 * gaps.min() / (steps[-1] - steps[0])))
         # The likelihood is 1 / sqrt(looks) wide; three points this far apart still give its top.
         self.rhos = np.tanh(np.linspace(0, end, 1 + int(np.ceil(end / min(0.15, 3 / np.sqrt(looks))))))
-        self.correlations = self.rhos[:, None] ** gaps
+        self.correlations = self.rhos[:, None] ** (gaps / gaps.min())
         decays = self.decays(np.arange(len(taus)))
         decays -= decays.mean(axis=0)
         self._bases = []
@@ -254,13 +261,15 @@ def _refined_grid(steps: Floats, pair: Floats) -> _Grid:
         between = np.zeros(len(taus) - 1, dtype=bool)
         for curve in (profiles[0], profiles[1], profiles.sum(axis=0)):
             below = curve.max() - curve
-            if np.count_nonzero(below < 2) < _POINTS:
-                near = below < 8
-                between |= near[1:] | near[:-1]
+            coarse = (np.minimum(below[1:], below[:-1]) < 4) & (np.abs(np.diff(below)) > _COARSE)
+            # Beside a coarse step may be the peak, as high at one end as at the other.
+            between |= coarse
+            between[1:] |= coarse[:-1]
+            between[:-1] |= coarse[1:]
         # Two time constants that agree to nine digits: the fit is exact to rounding.
         between &= np.diff(np.log(taus)) > 1e-9
         if not between.any():
-            return _Grid(steps, taus)
+            return grid if len(grid.taus) == len(taus) else _Grid(steps, taus)
         added = np.sqrt(taus[:-1] * taus[1:])[between]
         new = _over_rho(_Grid(steps, added).likelihood(pair))
         order = np.argsort(np.concatenate([taus, added]))
@@ -272,10 +281,10 @@ def _over_rho(surface: Floats) -> Floats:
     """(P, R, K) -> (R, K): the maximum over rho, by a parabola through the three largest neighbours."""
     peak = np.clip(surface.argmax(axis=0), 1, len(surface) - 2)[None]
     left, top, right = (np.take_along_axis(surface, peak + shift, axis=0)[0] for shift in (-1, 0, 1))
-    bend = 2 * top - left - right
-    inside = (top >= left) & (top >= right) & (bend > 0)
-    rise = (right - left) ** 2 / (8 * np.where(inside, bend, 1.0))
-    return np.where(inside, top + rise, np.maximum(top, np.maximum(left, right)))
+    bend, slope = 2 * top - left - right, (right - left) / 2
+    peaked = bend > 0
+    shift = np.clip(slope / np.where(peaked, bend, 1.0), -1, 1)
+    return np.where(peaked, top + slope * shift - bend * shift**2 / 2, np.maximum(left, right))
 
 
 def _ratio(profiles: Floats) -> Floats:
@@ -317,22 +326,26 @@ class _Truth:
         return cls(curve, float(coefficients[0]), float(coefficients[1]), noise, correlation, innovations)
 
 
-def _simulated(rng: np.random.Generator, grid: _Grid, pair: list[_Truth], samples: int) -> Floats:
-    """(2, T, samples) series of two truths, their innovations as correlated as those that were left."""
+def _simulated(rng: np.random.Generator, pair: list[_Truth], samples: int) -> Floats:
+    """(T, 2, samples) series of two truths, their innovations as correlated as those that were left."""
     cross = float(np.corrcoef(pair[0].innovations, pair[1].innovations)[0, 1])
-    drawn = rng.standard_normal((2, len(grid.steps), samples))
-    drawn[1] = cross * drawn[0] + np.sqrt(max(0.0, 1 - cross**2)) * drawn[1]
-    for noise, truth in zip(drawn, pair, strict=True):
-        for look, previous in enumerate(truth.correlation, start=1):
-            noise[look] = previous * noise[look - 1] + np.sqrt(1 - previous**2) * noise[look]
-        noise *= truth.noise
-        noise += truth.curve[:, None]
+    drawn = rng.standard_normal((len(pair[0].curve), 2, samples))
+    drawn[:, 1] = cross * drawn[:, 0] + np.sqrt(max(0.0, 1 - cross**2)) * drawn[:, 1]
+    previous = np.stack([truth.correlation for truth in pair], axis=1)[..., None]
+    drawn[1:] *= np.sqrt(1 - previous**2)
+    for look, kept in enumerate(previous, start=1):
+        drawn[look] += kept * drawn[look - 1]
+    drawn *= np.array([[truth.noise] for truth in pair])
+    drawn += np.stack([truth.curve for truth in pair], axis=1)[..., None]
     return drawn
 
 
-def _profiles_of(grid: _Grid, drawn: Floats) -> Floats:
-    """(2, T, samples) series -> (2, samples, K) profile likelihoods."""
-    return np.stack([_over_rho(grid.likelihood(series)) for series in drawn])
+def _profiles_of_simulated(grid: _Grid, pairs: list[list[_Truth]], samples: int) -> Floats:
+    """(pairs, 2, samples, K) profile likelihoods of series simulated from each pair of truths."""
+    rng = np.random.default_rng(0)
+    drawn = np.stack([_simulated(rng, pair, samples) for pair in pairs], axis=1)
+    profiles = _over_rho(grid.likelihood(drawn.reshape(len(drawn), -1)))
+    return profiles.reshape(len(pairs), 2, samples, -1)
 
 
 def _decay(statistic: str, grid: _Grid, series: Floats, profile: Floats, cut: float, rho: int) -> Decay:
@@ -347,7 +360,7 @@ def _decay(statistic: str, grid: _Grid, series: Floats, profile: Floats, cut: fl
         limit=truth.level,
         change=truth.change,
         noise=truth.noise,
-        rho=float(grid.rhos[rho]),
+        rho=float(grid.rhos[rho] ** grid.median_gap),
         explained=float(1 - np.var(series - truth.curve) / np.var(series)),
     )
 

@@ -39,7 +39,7 @@ def draw_scaling(result: Scaling, axes: Axes) -> None:
     axes.set_xlabel("layers")
     axes.set_ylabel(f"|Δ {result.statistic}| over the run")
     axes.set_title(
-        f"Scaling law: p-value {result.p_value:.2g}; 90 % power from |p| = {result.detectable_90:.2f}"
+        f"Scaling law: p-value {result.p_value:.2g}\n90 % power from |p| = {result.detectable_90:.2f}"
     )
     axes.legend(loc="best")
     axes.grid(alpha=0.25)
