@@ -32,10 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtr, stdtrit
 
-from spectral_fast.lifecycle.series import Estimate, Floats, not_claimed
+from spectral_fast.lifecycle.series import CLAIM, Estimate, Floats, not_claimed
 from spectral_fast.lifecycle.trajectories import Trajectories, Whole
 
-CLAIM_OF_LAYER = 0.05
 # Of n! orders two are extreme: 2 / 5! = 0.017, but 2 / 4! = 0.08 could never be claimed.
 LEAST_FRONTS = 5
 # Below that many looks the second differences do not tell how large the noise is.
@@ -64,6 +63,7 @@ class Wave:
         front_intervals: (depth, 2) 95 %, from the noise of the looks.
         fall_p_values: (depth,) against a curve that only strays.
         reversed: the mean over layers rises again after its minimum: `reversal_p_value` is at most `CLAIM`.
+        reversal_reason: why that is not claimed, "" where it is.
         reversal_p_value: against a curve that only strays.
         reversal: step of the minimum of the mean over layers; NaN where it is not reversed.
         reversals: (depth,) step of each layer's minimum; NaN where the layer does not rise again.
@@ -83,6 +83,7 @@ class Wave:
     front_intervals: Floats
     fall_p_values: Floats
     reversed: bool
+    reversal_reason: str
     reversal_p_value: float
     reversal: float
     reversals: Floats
@@ -115,7 +116,7 @@ def measure_wave(
     depth = curves.shape[1]
     far_down, far_up, _ = _strayed(len(steps))
     falls = _stray_p_values(curves[0] - curves.min(axis=0), curves, far_down)
-    fell = falls <= CLAIM_OF_LAYER
+    fell = falls <= CLAIM
     fronts = _fronts(steps, curves)
     noisy = curves + _walks(rng, curves)
     moved = _fronts(steps, noisy)
@@ -129,9 +130,10 @@ def measure_wave(
         reason = f"the front passes all layers within the {spacing:g} steps from one look to the next"
 
     rises = _holm(_stray_p_values(_rise(curves), curves, far_up))
-    rose = rises <= CLAIM_OF_LAYER
+    rose = rises <= CLAIM
     mean = curves.mean(axis=1, keepdims=True)
     reversal_p = float(_stray_p_values(_rise(mean), mean, far_up)[0])
+    back = not_claimed(reversal_p)
     lowest = steps[noisy.argmin(axis=1)]
     ends = np.quantile(lowest, [0.025, 0.975], axis=0, method="nearest").T.astype(np.float64)
     return Wave(
@@ -145,9 +147,10 @@ def measure_wave(
         fronts=np.where(fell, fronts, np.nan),
         front_intervals=np.where(fell[:, None], np.stack([fronts - width, fronts + width], axis=1), np.nan),
         fall_p_values=falls,
-        reversed=not not_claimed(reversal_p),
+        reversed=not back,
+        reversal_reason=back,
         reversal_p_value=reversal_p,
-        reversal=np.nan if not_claimed(reversal_p) else float(steps[mean.argmin()]),
+        reversal=np.nan if back else float(steps[mean.argmin()]),
         reversals=np.where(rose, steps[curves.argmin(axis=0)], np.nan),
         reversal_intervals=np.where(rose[:, None], ends, np.nan),
         rise_p_values=rises,
@@ -262,7 +265,7 @@ def _stray_p_values(distance: Floats, curves: Floats, null: Floats) -> Floats:
 
 @cache
 def _strayed(looks: int) -> tuple[Floats, Floats, float]:
-    """Of random walks: falls below the first look and rises from the minimum / scale, ascending; the scale."""
+    """Of random walks: falls below the first look and rises from the minimum, ascending, and their scale."""
     walks = np.random.default_rng(0).standard_normal((looks, _WALKS)).cumsum(axis=0)
     scales = _scales(walks)
     falls = (walks[0] - walks.min(axis=0)) / scales
