@@ -202,6 +202,7 @@ class _Contrasts:
         window: (n, depth) looks.
         design: (depth, p) of the fit.
         rows: (K, p): the combinations.
+        other: (depth, p') of another fit; the scatter of the layers is that about the nearer curve.
     """
 
     def __init__(self, window: Floats, design: Floats, rows: Floats, other: Floats | None = None) -> None:
@@ -213,9 +214,10 @@ class _Contrasts:
             square = min(square, _mean_square(profile, other))
         self._over_looks: SeriesMean = mean_of_series(window @ weights.T, window @ cosines(len(profile)))
         self.value = self._over_looks.mean
-        self._scatter = np.sqrt((weights**2).sum(axis=1) * square)
-        # What is equal in all layers leaves a residual of rounding errors only, which is no scatter.
-        self._t = self.value / np.maximum(self._scatter, np.finfo(np.float64).tiny)
+        # A profile that lies on the curve scatters by rounding errors.
+        least = len(profile) * np.finfo(np.float64).eps * np.abs(profile).max() + np.finfo(np.float64).tiny
+        self._scatter = np.linalg.norm(weights, axis=1) * max(np.sqrt(square), least)
+        self._t = self.value / self._scatter
 
     def p_greater(self) -> Floats:
         return np.maximum(stdtr(self._degrees, -self._t), self._over_looks.p_greater())

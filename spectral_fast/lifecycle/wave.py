@@ -112,14 +112,19 @@ def measure_wave(
         raise ValueError(
             f"measure_wave: {len(steps)} looks have {statistic} in every layer; {LEAST_LOOKS} are the least"
         )
-    rng = np.random.default_rng(seed)
     depth = curves.shape[1]
     far_down, far_up, _ = _strayed(len(steps))
-    falls = _stray_p_values(curves[0] - curves.min(axis=0), curves, far_down)
+    scales = _scales(curves)
+    falls = _share_beyond(far_down, (curves[0] - curves.min(axis=0)) / scales)
     fell = falls <= CLAIM
-    fronts = _fronts(steps, curves)
-    noisy = curves + _walks(rng, curves)
-    moved = _fronts(steps, noisy)
+    rises = _holm(_share_beyond(far_up, _rise(curves) / scales))
+    rose = rises <= CLAIM
+    mean = curves.mean(axis=1, keepdims=True)
+    reversal_p = float(_share_beyond(far_up, _rise(mean) / _scales(mean))[0])
+    back = not_claimed(reversal_p)
+
+    noisy = curves[:, None] + _walks(np.random.default_rng(seed), curves, scales)
+    fronts, moved = _fronts(steps, curves), _fronts(steps, noisy)
     # About so many of the overlapping second differences are independent.
     degrees = len(steps) // 3
     width = stdtrit(degrees, 0.975) * moved.std(axis=0)
@@ -128,13 +133,7 @@ def measure_wave(
     spacing = float(np.median(np.diff(steps)))
     if not reason and abs(slope.value) * (depth - 1) < spacing:
         reason = f"the front passes all layers within the {spacing:g} steps from one look to the next"
-
-    rises = _holm(_stray_p_values(_rise(curves), curves, far_up))
-    rose = rises <= CLAIM
-    mean = curves.mean(axis=1, keepdims=True)
-    reversal_p = float(_stray_p_values(_rise(mean), mean, far_up)[0])
-    back = not_claimed(reversal_p)
-    lowest = steps[noisy.argmin(axis=1)]
+    lowest = steps[noisy.argmin(axis=0)]
     ends = np.quantile(lowest, [0.025, 0.975], axis=0, method="nearest").T.astype(np.float64)
     return Wave(
         statistic=statistic,
@@ -160,17 +159,15 @@ def measure_wave(
 
 
 def _fronts(steps: Whole, curves: Floats) -> Floats:
-    """Front times (..., depth) of curves (..., T, depth)."""
-    lowest = curves.argmin(axis=-2, keepdims=True)
-    half = (curves[..., :1, :] + curves.min(axis=-2, keepdims=True)) / 2
-    above = curves - half
+    """Front times (...) of curves (T, ...)."""
+    lowest = curves.argmin(axis=0)
+    above = curves - (curves[0] + curves.min(axis=0)) / 2
     positive, size = np.maximum(above, 0), np.abs(above)
     # The share of each interval that lies above, on the straight line from look to look.
-    share = (positive[..., 1:, :] + positive[..., :-1, :]) / np.maximum(
-        size[..., 1:, :] + size[..., :-1, :], np.finfo(np.float64).tiny
-    )
-    before = np.arange(len(steps) - 1)[:, None] < lowest
-    return np.asarray(steps[0] + (share * before * np.diff(steps)[:, None]).sum(axis=-2))
+    share = (positive[1:] + positive[:-1]) / np.maximum(size[1:] + size[:-1], np.finfo(np.float64).tiny)
+    spread = (slice(None), *[None] * lowest.ndim)
+    share[np.arange(len(steps) - 1)[spread] >= lowest] = 0
+    return np.asarray(steps[0] + np.tensordot(np.diff(steps), share, axes=1))
 
 
 def _slope(fronts: Floats, moved: Floats, fell: NDArray[np.bool_], degrees: int) -> tuple[Estimate, str]:
@@ -190,11 +187,12 @@ def _slope(fronts: Floats, moved: Floats, fell: NDArray[np.bool_], degrees: int)
             f"{count} of {len(fell)} layers fall by more than noise might; {LEAST_FRONTS} are the least"
         )
     by_chance = np.abs(fronts[layers][_orders(count)] @ weights)
-    p_layers = float((by_chance >= abs(value) * (1 - 1e-9)).mean())
+    rounding = 1e-9 * float(np.abs(weights) @ np.abs(fronts[layers]))
+    p_layers = float((by_chance >= abs(value) - rounding).mean())
     residual = fronts[layers] - fronts[layers].mean() - value * x
     half_layers = stdtrit(count - 2, 0.975) * np.sqrt(residual @ residual / (count - 2) / (x @ x))
-    error = float((moved[:, layers] @ weights).std())
-    p_looks = 2 * float(stdtr(degrees, -abs(value) / max(error, np.finfo(np.float64).tiny)))
+    error = max(float((moved[:, layers] @ weights).std()), rounding)
+    p_looks = 2 * float(stdtr(degrees, -abs(value) / error))
     half = max(float(half_layers), float(stdtrit(degrees, 0.975)) * error)
     return Estimate(value, (value - half, value + half), max(p_layers, p_looks)), ""
 
@@ -220,46 +218,44 @@ def _inverse(slope: Estimate) -> Estimate:
 
 
 def _rise(curves: Floats) -> Floats:
-    """(..., K): how far curves (..., T, K) come up again from their minimum."""
-    after = np.arange(curves.shape[-2])[:, None] >= curves.argmin(axis=-2, keepdims=True)
-    return np.asarray(np.where(after, curves, -np.inf).max(axis=-2) - curves.min(axis=-2))
+    """(K,): how far curves (T, K) come up again from their minimum."""
+    after = np.arange(len(curves))[:, None] >= curves.argmin(axis=0)
+    return np.asarray(np.where(after, curves, -np.inf).max(axis=0) - curves.min(axis=0))
 
 
 def _scales(curves: Floats) -> Floats:
-    """(..., K): the standard deviation of the increments of a random walk that strays as curves (..., T, K).
+    """(K,): the standard deviation of the increments of a random walk that strays as curves (T, K) may.
 
     Second differences over k looks of a random walk have 2 k times the variance of its increments; those of a
     trend with little curvature are next to nothing, and those of noise with a short memory do not grow with
     k, so that the least over k is nearest to how far it can stray. Medians pass over looks where a curve
-    bends.
+    bends. No less than rounding errors.
     """
-    looks = curves.shape[-2]
-    found = []
-    for k in 2 ** np.arange(int(np.log2(looks / 4)) + 1):
-        second = curves[..., 2 * k :, :] - 2 * curves[..., k:-k, :] + curves[..., : -2 * k, :]
-        found.append(np.median(np.abs(second), axis=-2) / (_NORMAL_MEDIAN * np.sqrt(2 * k)))
-    return np.asarray(np.min(found, axis=0))
+    found = [np.finfo(np.float64).eps * np.abs(curves).max(axis=0)]
+    for k in 2 ** np.arange(int(np.log2(len(curves) / 4)) + 1):
+        second = curves[2 * k :] - 2 * curves[k:-k] + curves[: -2 * k]
+        found.append(np.median(np.abs(second), axis=0) / (_NORMAL_MEDIAN * np.sqrt(2 * k)))
+    return np.asarray(np.maximum(np.min(found[1:], axis=0), found[0]))
 
 
-def _walks(rng: np.random.Generator, curves: Floats) -> Floats:
-    """(replicates, T, K) random walks from 0 that stray as the curves (T, K) may.
+def _walks(rng: np.random.Generator, curves: Floats, scales: Floats) -> Floats:
+    """(T, replicates, K) random walks from 0 that stray as the curves (T, K) may.
 
     Their increments are second differences of whole looks, so that layers stray together as they do; three
     scales from 0 is a bend of the curve.
     """
     second = np.diff(curves, n=2, axis=0)
-    scale = np.maximum(np.median(np.abs(second), axis=0) / _NORMAL_MEDIAN, np.finfo(np.float64).tiny)
-    wanted = _scales(curves) / _strayed(len(curves))[2]
-    increments = np.clip(second / scale, -3, 3) * wanted
-    shape = (_REPLICATES, len(curves) - 1)
-    drawn = increments[rng.integers(len(increments), size=shape)] * rng.choice([-1.0, 1.0], size=(*shape, 1))
-    return np.concatenate([np.zeros((_REPLICATES, 1, curves.shape[1])), drawn.cumsum(axis=1)], axis=1)
+    own = np.maximum(np.median(np.abs(second), axis=0) / _NORMAL_MEDIAN, scales)
+    increments = np.clip(second / own, -3, 3) * (scales / _strayed(len(curves))[2])
+    either = np.concatenate([increments, -increments])
+    drawn = either[rng.integers(len(either), size=(len(curves), _REPLICATES))]
+    drawn[0] = 0
+    return np.asarray(drawn.cumsum(axis=0))
 
 
-def _stray_p_values(distance: Floats, curves: Floats, null: Floats) -> Floats:
-    """(K,): how often random walks go as far, in their scales, as these curves (T, K) do."""
-    scaled = distance / np.maximum(_scales(curves), np.finfo(np.float64).tiny)
-    beyond = len(null) - np.searchsorted(null, scaled * (1 - 1e-9))
+def _share_beyond(null: Floats, distances: Floats) -> Floats:
+    """How often random walks, ascending, go as far; their p-values."""
+    beyond = len(null) - np.searchsorted(null, distances * (1 - 1e-9))
     return np.asarray((1 + beyond) / (1 + len(null)))
 
 

@@ -51,4 +51,4 @@ def draw_wave(result: Wave, axes: Axes) -> None:
     p = f": p = {result.p_value:.2g}" if np.isfinite(result.p_value) else ""
     axes.set_title(f"compression wave, {result.statistic}{p}")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper right", framealpha=0.9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
