@@ -64,6 +64,25 @@ def test_without_noise_of_looks_it_is_least_squares_over_the_layers() -> None:
     assert found.inverted_u.peak == pytest.approx(0.5 - fit[1] / (2 * fit[2]), rel=1e-9)
 
 
+def test_peak_interval_is_where_the_slope_is_not_told_from_zero() -> None:
+    x = np.linspace(-0.5, 0.5, 12)
+    quiet = 1e-4 * noise(20, 40, 12, 0.5, shared, 1)[0]
+    sharp = measure_gradient(layered(3 - 2 * (x - 0.123) ** 2 + quiet, "alpha")).inverted_u
+    assert sharp.peak == pytest.approx(0.623, abs=1e-3)
+    assert sharp.peak_interval[0] < 0.623 < sharp.peak_interval[1]
+    assert (
+        sharp.peak_interval[1] - sharp.peak_interval[0] <= 0.04
+    )  # a grid of 0.01, a step further at each end
+    valley = measure_gradient(layered(3 + 2 * (x - 0.123) ** 2 + quiet, "alpha")).inverted_u
+    assert np.isnan(valley.peak)
+    assert not valley.detected
+    straight = measure_gradient(layered(3 + x + 100 * quiet, "alpha")).inverted_u
+    assert np.isnan(straight.peak_interval).all()  # told from zero everywhere
+    flat = measure_gradient(layered(3 + quiet, "alpha")).inverted_u
+    assert flat.peak_interval[0] <= 0.05
+    assert flat.peak_interval[1] >= 0.95
+
+
 def test_the_noise_of_looks_widens_what_the_layers_leave_narrow() -> None:
     x = np.linspace(-0.5, 0.5, 8)
     rng = np.random.default_rng(1)
