@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from spectral_fast.lifecycle.series import Estimate, Floats, SeriesMean, mean_of_series, not_claimed
@@ -52,7 +53,8 @@ class InvertedU:
         rise, fall: slopes of the two lines, in units of the statistic from the first layer to the last;
             p-values one-sided.
         peak: relative depth of the parabola's peak, 0 the first layer, 1 the last; NaN where it is outside.
-        peak_interval: 95 %: depths at which the parabola's slope is not told from zero; (0, 1) where none is.
+        peak_interval: 95 %: the depths at which the parabola's slope is not told from zero, of a valley too;
+            NaN where it is told at all of them, and there is no peak.
     """
 
     detected: bool
@@ -173,14 +175,13 @@ def _too_little(depth: int, looks: int, least: int) -> str:
 def _inverted_u(window: Floats, x: Floats) -> InvertedU:
     reason = _too_little(len(x), len(window), LEAST_DEPTH_OF_U)
     if reason:
-        return InvertedU(False, reason, np.nan, _UNKNOWN, _UNKNOWN, np.nan, (0.0, 1.0))
+        return InvertedU(False, reason, np.nan, _UNKNOWN, _UNKNOWN, np.nan, (np.nan, np.nan))
     design = np.stack([np.ones_like(x), x, x**2], axis=1)
     _, b, c = np.linalg.lstsq(design, window.mean(axis=0))[0]
-    vertex = float(-b / (2 * c)) if c < 0 else np.nan
-    peak = vertex + 0.5 if abs(vertex) <= 0.5 else np.nan
+    vertex = float(-b / (2 * c)) if c else np.nan
+    peak = vertex + 0.5 if c < 0 and abs(vertex) <= 0.5 else np.nan
     tangents = _Contrasts(window, design, np.stack([0 * _PEAKS, np.ones_like(_PEAKS), 2 * _PEAKS], axis=1))
-    level = _PEAKS[tangents.p_value() > 0.05] + 0.5
-    interval = (float(level.min()), float(level.max())) if len(level) and c < 0 else (0.0, 1.0)
+    interval = _level_depths(tangents.p_value() > 0.05, vertex)
 
     at = np.clip(np.searchsorted(x, np.nan_to_num(vertex)), _SIDE, len(x) - _SIDE)
     early = np.arange(len(x)) < at
@@ -195,6 +196,20 @@ def _inverted_u(window: Floats, x: Floats) -> InvertedU:
     return InvertedU(not reason, reason, p, rise, fall, peak, interval)
 
 
+def _level_depths(level: NDArray[np.bool_], vertex: float) -> tuple[float, float]:
+    """The ends of those depths of the grid at which a slope is not told from zero, the vertex among them.
+
+    One step further on either side: the ends lie between two depths of the grid.
+    """
+    level = level.copy()
+    if abs(vertex) <= 0.5:
+        level[np.abs(_PEAKS - vertex).argmin()] = True
+    if not level.any():
+        return (np.nan, np.nan)
+    first, last = np.flatnonzero(level)[[0, -1]]
+    return float(_PEAKS[max(first - 1, 0)] + 0.5), float(_PEAKS[min(last + 1, len(_PEAKS) - 1)] + 0.5)
+
+
 class _Contrasts:
     """Linear combinations of the coefficients of a least-squares fit over the layers.
 
@@ -202,6 +217,7 @@ class _Contrasts:
         window: (n, depth) looks.
         design: (depth, p) of the fit.
         rows: (K, p): the combinations.
+        other: (depth, p') of another fit; the scatter of the layers is that about the nearer curve.
     """
 
     def __init__(self, window: Floats, design: Floats, rows: Floats, other: Floats | None = None) -> None:
@@ -213,9 +229,10 @@ class _Contrasts:
             square = min(square, _mean_square(profile, other))
         self._over_looks: SeriesMean = mean_of_series(window @ weights.T, window @ cosines(len(profile)))
         self.value = self._over_looks.mean
-        self._scatter = np.sqrt((weights**2).sum(axis=1) * square)
-        # What is equal in all layers leaves a residual of rounding errors only, which is no scatter.
-        self._t = self.value / np.maximum(self._scatter, np.finfo(np.float64).tiny)
+        # A profile that lies on the curve scatters by rounding errors.
+        least = len(profile) * np.finfo(np.float64).eps * np.abs(profile).max() + np.finfo(np.float64).tiny
+        self._scatter = np.linalg.norm(weights, axis=1) * max(np.sqrt(square), least)
+        self._t = self.value / self._scatter
 
     def p_greater(self) -> Floats:
         return np.maximum(stdtr(self._degrees, -self._t), self._over_looks.p_greater())

@@ -119,8 +119,9 @@ class SeriesMean:
         return np.asarray(self.error * stdtrit(self.degrees, (1 + level + _LEFT_OUT) / 2))
 
     def _t(self) -> Floats:
-        # A series without any noise: the smallest number keeps 0 / 0 at 0.
-        return np.asarray(self.mean / np.maximum(self.error, np.finfo(np.float64).tiny))
+        # A series without any noise has that of rounding; the smallest number keeps 0 / 0 at 0.
+        least = np.finfo(np.float64).eps * np.abs(self.mean) + np.finfo(np.float64).tiny
+        return np.asarray(self.mean / np.maximum(self.error, least))
 
 
 def mean_of_series(series: Floats, alike: Floats | None = None) -> SeriesMean:
