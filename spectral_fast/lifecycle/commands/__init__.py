@@ -1,0 +1,1 @@
+"""The commands of ``spectral-fast lifecycle``, one module each."""
