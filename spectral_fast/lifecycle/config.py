@@ -71,6 +71,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("warm_up", 0), ("seed", 0), ("every", 1)):
             _require_whole(self, name, getattr(self, name), least)
+        if self.seed >= 2**32:
+            raise ValueError(f"TrainConfig: seed must be below 2**32, got {self.seed}")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"TrainConfig: {name} must be positive, got {getattr(self, name)!r}")

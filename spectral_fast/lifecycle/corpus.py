@@ -154,7 +154,13 @@ class _TextFiles:
 
     def key(self, vocabulary: int) -> str:
         """Of the tokens in the cache: what they are a function of."""
-        import tokenizers
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ImportError(
+                "a corpus needs tokenizers, which the extra 'lifecycle' brings: "
+                "pip install 'spectral_fast[lifecycle]'"
+            ) from error
 
         of = [_FORMAT, _HELD_OUT, tokenizers.__version__, vocabulary, sorted(self._digests.items())]
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:32]

@@ -356,8 +356,9 @@ class _Session:
             self._optimizer.load_state_dict(state["optimizer"])
             self._seconds, self._look_seconds = state["seconds"], state["look_seconds"]
         except Exception as error:  # a damaged pickle can raise anything
+            what = str(error).split(".")[0].split("\n")[0]  # torch goes on with advice
             raise TrainingError(
-                f"{file}: cannot be read ({error}); remove it to begin the run again"
+                f"{file}: cannot be read ({what}); remove it to begin the run again"
             ) from error
 
 
