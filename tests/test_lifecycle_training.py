@@ -303,8 +303,9 @@ def test_weight_decay_is_on_matrices_only(tmp_path: Path) -> None:
 
 
 def train_aloud(run: str, steps: Connection) -> None:
-    """In a process of its own; says each step at which it has looked, before it writes a checkpoint."""
+    """In a process of its own; says 0, then each step it has looked at, before it writes a checkpoint."""
     torch.set_num_threads(1)
+    steps.send(0)
     train(run, MODEL, TRAINING, corpus(), checkpoint_seconds=0, progress=lambda now: steps.send(now.step))
 
 
@@ -342,19 +343,22 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(whole: Path, tmp_path: P
     """Killed at a random time, again and again, until it is through."""
     draw = np.random.default_rng(0)
     kills = 0
-    for attempt in range(10):
-        run = tmp_path / str(attempt)
-        while not (run / "model.safetensors").exists() or "result" not in (run / "run.json").read_text():
+    for attempt in range(2):
+        run, patience = tmp_path / str(attempt), 0.05
+        while True:
             child, steps = process(run)
-            # A run takes some 0.2 s from where it has a description on. Some kills come before that.
-            child.join(draw.uniform(0, 0.3) if (run / "run.json").exists() else draw.uniform(0, 3))
-            kills += child.exitcode is None
+            steps.recv()
+            child.join(draw.uniform(0, patience))
             child.kill()
             child.join()
             steps.close()
-            assert child.exitcode in (0, -signal.SIGKILL)
+            if child.exitcode == 0:
+                break
+            assert child.exitcode == -signal.SIGKILL
+            kills += 1
+            patience *= 1.2  # a slow machine may take longer to come to a checkpoint
         assert_same_bits(run, whole)
-    assert kills > 10
+    assert kills > 2
 
 
 @pytest.mark.parametrize("moment", ["look", "checkpoint", "rename", "result"])
