@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 SECONDS = 60  # for any one function; a rank that hangs fails the test instead
 # Imported once, before the processes part.
-_PRELOAD = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "spectral_fast"]
+PRELOAD = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "spectral_fast"]
 
 
 def _serve(rank: int, size: int, store: str, orders: Connection) -> None:
@@ -76,7 +76,7 @@ class GlooRanks:
 
     def _start(self) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload(PRELOAD)
         self._folder = tempfile.TemporaryDirectory()
         self._ranks = []
         for rank in range(self._size):
