@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from spectral_fast.lifecycle.commands.subject import (
     EXIT_CODES,
@@ -16,7 +16,9 @@ from spectral_fast.lifecycle.commands.subject import (
     write_results,
 )
 from spectral_fast.lifecycle.commands.tables import number, print_columns
-from spectral_fast.lifecycle.importance import HEAVIER_TAIL, Importance
+
+if TYPE_CHECKING:
+    from spectral_fast.lifecycle.importance import Importance
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,22 +59,22 @@ def _measure(subject: Subject) -> None:
     figure = Figure(figsize=(11, 8), layout="constrained")
     over_depth, *others = figure.subplots(2, 2).flat
     draw_importance(importance, over_depth)
-    for exponent, axes in zip(HEAVIER_TAIL, others, strict=True):
+    for exponent, axes in zip(importance.alphas, others, strict=True):
         draw_correlation(importance, exponent, axes)
     save_figure(figure, subject.out, "importance.png")
 
 
 def print_importance(importance: Importance) -> None:
     """One line a block, then one line a correlation."""
-    print(f"perplexity {np.exp(importance.loss):.4g} ({importance.loss:.4f} nats a token)")
+    print(f"perplexity {math.exp(importance.loss):.4g} ({importance.loss:.4f} nats a token)")
     rows = [
         [
             *(str(block), f"{importance.importance[block]:.4f}", f"{importance.error[block]:.4f}"),
-            *(number(importance.alphas[name][block]) for name in HEAVIER_TAIL),
+            *(number(importance.alphas[name][block]) for name in importance.alphas),
         ]
         for block in range(importance.depth)
     ]
-    print_columns(["block", "Δ ln PPL", "± error", *HEAVIER_TAIL], rows, left=0)
+    print_columns(["block", "Δ ln PPL", "± error", *importance.alphas], rows, left=0)
     print()
     rows = [
         [name, f"{found.rho:.3f}", number(found.low), number(found.high), number(found.p_value)]

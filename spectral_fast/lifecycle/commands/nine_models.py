@@ -5,24 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from spectral_fast.lifecycle.commands.subject import positive, write_results
 from spectral_fast.lifecycle.commands.tables import number, print_columns
-from spectral_fast.lifecycle.importance import plain
-from spectral_fast.lifecycle.nine_models import (
-    STATISTICS,
-    DepthGradient,
-    cached_checkpoint,
-    can_read_cache,
-    depth_gradients,
-    look_seconds,
-    measure_model,
-)
-from spectral_fast.lifecycle.trajectories import Trajectories
 from spectral_fast.models.shapes import MODELS, ModelShape
+
+if TYPE_CHECKING:
+    from spectral_fast.lifecycle.nine_models import DepthGradient
+    from spectral_fast.lifecycle.trajectories import Trajectories
 
 _RANDOM = "random weights of these shapes, for cost only"
 _EXIT_CODES = """\
@@ -64,23 +57,26 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(dict(arguments.checkpoint), arguments.max_n, arguments.out)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"spectral-fast: error: {error}", file=sys.stderr)
         return 2
 
 
 def _run(given: dict[str, Path], max_n: int | None, out: Path) -> int:
+    from spectral_fast.lifecycle import nine_models
+
     out.mkdir(parents=True, exist_ok=True)
-    if not can_read_cache():
+    cached = nine_models.can_read_cache()
+    if not cached:
         print("Hugging Face's cache is not looked into: huggingface_hub is not installed", file=sys.stderr)
     found: dict[str, tuple[Path, Trajectories, list[DepthGradient]]] = {}
     for name, model in MODELS.items():
-        path = given.get(name) or (cached_checkpoint(name) if can_read_cache() else None)
+        path = given.get(name) or (nine_models.cached_checkpoint(name) if cached else None)
         if path is not None:
-            look = measure_model(model, path)
-            found[name] = path, look, depth_gradients(look)
+            look = nine_models.measure_model(model, path)
+            found[name] = path, look, nine_models.depth_gradients(look)
     missing = [model for name, model in MODELS.items() if name not in found]
-    seconds = look_seconds(missing, max_n)
+    seconds = nine_models.look_seconds(missing, max_n)
     _print(found, missing, seconds, max_n)
     threads = torch.get_num_threads()
     models: dict[str, Any] = {}
@@ -102,6 +98,8 @@ def _print(
     seconds: dict[str, float | None],
     max_n: int | None,
 ) -> None:
+    from spectral_fast.lifecycle.nine_models import STATISTICS
+
     for name, (path, _, gradients) in found.items():
         print(f"{name}, measured from {path}")
         roles = dict.fromkeys(one.role for one in gradients)
@@ -128,10 +126,14 @@ def _cell(one: DepthGradient) -> str:
 
 
 def _data(one: DepthGradient) -> dict[str, Any]:
+    from spectral_fast.lifecycle.importance import plain
+
     return {key: plain(value) for key, value in vars(one).items()}
 
 
 def _matrices(look: Trajectories) -> list[dict[str, Any]]:
+    from spectral_fast.lifecycle.importance import plain
+
     return [
         {
             **{"name": name, "layer": layer, "role": role},

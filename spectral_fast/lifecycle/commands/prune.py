@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from spectral_fast.lifecycle.commands.importance import print_importance
 from spectral_fast.lifecycle.commands.subject import (
@@ -17,8 +18,9 @@ from spectral_fast.lifecycle.commands.subject import (
     write_results,
 )
 from spectral_fast.lifecycle.commands.tables import number, print_columns
-from spectral_fast.lifecycle.importance import HEAVIER_TAIL
-from spectral_fast.lifecycle.pruning import QUANTILES, Pruning, Ratio, measure_pruning
+
+if TYPE_CHECKING:
+    from spectral_fast.lifecycle.pruning import Pruning, Ratio
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(subject: Subject, most: int | None, seeds: int) -> None:
+    from spectral_fast.lifecycle.pruning import measure_pruning
+
     importance = subject.importance()
     pruning = measure_pruning(
         subject.decoder,
@@ -71,13 +75,15 @@ def _measure(subject: Subject, most: int | None, seeds: int) -> None:
     from spectral_fast.lifecycle.figures.pruning import draw_pruning
 
     figure = Figure(figsize=(15, 5), layout="constrained")
-    for exponent, axes in zip(HEAVIER_TAIL, figure.subplots(1, 3, sharey=True), strict=True):
+    for exponent, axes in zip(importance.alphas, figure.subplots(1, 3, sharey=True), strict=True):
         draw_pruning(pruning, exponent, axes)
     save_figure(figure, subject.out, "pruning.png")
 
 
 def print_pruning(pruning: Pruning) -> None:
     """Delta perplexity by order and number of blocks, then what the orders are to each other."""
+    from spectral_fast.lifecycle.pruning import QUANTILES
+
     counts = [str(count) for count in range(1, pruning.most + 1)]
     print(f"Δ perplexity over {pruning.perplexity:.4g}, by blocks removed")
     rows = []

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,11 @@ from torch import Tensor
 from spectral_fast.export import write_atomically
 from spectral_fast.lifecycle.adapters import Decoder, load_decoder
 from spectral_fast.lifecycle.evaluations import Evaluations
-from spectral_fast.lifecycle.importance import Importance, layer_alphas, measure_importance
 from spectral_fast.lifecycle.perplexity import EvaluationText
 from spectral_fast.models import CheckpointError
+
+if TYPE_CHECKING:  # scipy takes its time, and the parser has to be there without it
+    from spectral_fast.lifecycle.importance import Importance
 
 EVALUATIONS = "evaluations.jsonl"
 EXIT_CODES = """\
@@ -46,6 +48,8 @@ class Subject:
     evaluations: Evaluations
 
     def importance(self) -> Importance:
+        from spectral_fast.lifecycle.importance import layer_alphas, measure_importance
+
         return measure_importance(
             self.decoder, self.text, layer_alphas(self.path), self.evaluations, progress_line("blocks")
         )
