@@ -191,9 +191,10 @@ def _row_data(row: ShapeRow) -> dict[str, Any]:
 def lifecycle_markdown(rows: Sequence[ShapeRow], costs: Sequence[ModelCost], gemm: float, tokens: int) -> str:
     """The table of shapes and that of models."""
     threads = rows[0].threads
+    theirs = "1" if threads == 1 else f"1 or {threads}, the better"
     return "\n\n".join(
         [
-            f"One matrix of each shape, float32, threads: {threads}; torch with 1 or {threads}, the better.",
+            f"One matrix of each shape, float32, threads: {threads}; torch's: {theirs}.",
             _shapes_table(rows),
             f"A look at every block matrix, every {EVERY} steps of {tokens} tokens. Here: measured as above, "
             f"over a step of 6 N flops a token at the {gemm / 1e9:.0f} GF/s of a matrix product. H100: the "
@@ -222,10 +223,9 @@ def _models_table(costs: Sequence[ModelCost]) -> str:
     cells = [
         [
             *(cost.model.name, f"{cost.parameters / 1e6:.0f}M", str(6 * cost.model.layers)),
-            *map(_seconds, (cost.ours, cost.torch, _ratio(cost))),
-            digits(cost.step),
+            *map(_seconds, (cost.ours, cost.torch, _ratio(cost), cost.step)),
             *(_share(cost.ours, cost.step), _share(cost.torch, cost.step)),
-            *(digits(cost.h100_look), digits(cost.h100_step), _share(cost.h100_look, cost.h100_step)),
+            *(_seconds(cost.h100_look), _seconds(cost.h100_step), _share(cost.h100_look, cost.h100_step)),
         ]
         for cost in costs
     ]
@@ -237,7 +237,7 @@ def _ratio(cost: ModelCost) -> float | None:
 
 
 def _seconds(value: float | None) -> str:
-    return "not measured" if value is None else digits(value)
+    return "not measured" if value is None else f"{value:.3g}"
 
 
 def _share(look: float | None, step: float) -> str:

@@ -74,7 +74,7 @@ def _measure(subject: Subject, most: int | None, seeds: int) -> None:
 
     from spectral_fast.lifecycle.figures.pruning import draw_pruning
 
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure = Figure(figsize=(15, 6.5), layout="constrained")
     for exponent, axes in zip(importance.alphas, figure.subplots(1, 3, sharey=True), strict=True):
         draw_pruning(pruning, exponent, axes)
     save_figure(figure, subject.out, "pruning.png")

@@ -23,7 +23,7 @@ def draw_importance(importance: Importance, axes: Axes) -> None:
     blocks = np.arange(importance.depth)
     half = NORMAL_95 * importance.error
     axes.errorbar(blocks, importance.importance, half, color=COLOURS[0], marker="o", capsize=3)
-    axes.axhline(0, color="grey", linewidth=0.8)
+    _scale(importance, axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     found = importance.correlations[DEPTH]
     axes.set_title(f"with depth: ρ = {found.rho:.2f}, p = {found.p_value:.2g}", fontsize=10)
@@ -37,9 +37,17 @@ def draw_correlation(importance: Importance, exponent: str, axes: Axes) -> None:
     axes.errorbar(x, y, NORMAL_95 * importance.error, color=COLOURS[1], marker="o", linestyle="", capsize=3)
     for block, point in enumerate(zip(x, y, strict=True)):
         axes.annotate(str(block), point, xytext=(5, 4), textcoords="offset points", fontsize=9)
-    axes.axhline(0, color="grey", linewidth=0.8)
+    _scale(importance, axes)
     found = importance.correlations[exponent]
     interval = "" if np.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
     axes.set_title(f"ρ = {found.rho:.2f}{interval}, p = {found.p_value:.2g}", fontsize=10)
     axes.set_xlabel(f"{EXPONENTS[exponent]}, mean over the block")
     axes.set_ylabel("Δ ln perplexity")
+
+
+def _scale(importance: Importance, axes: Axes) -> None:
+    """Logarithmic where it can be: one block may matter a hundred times as much as another."""
+    if (importance.importance > NORMAL_95 * importance.error).all():
+        axes.set_yscale("log")
+    else:
+        axes.axhline(0, color="grey", linewidth=0.8)
