@@ -237,7 +237,9 @@ def _ratio(cost: ModelCost) -> float | None:
 
 
 def _seconds(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3g}"
+    if value is None:
+        return "not measured"
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _share(look: float | None, step: float) -> str:
