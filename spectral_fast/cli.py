@@ -1,4 +1,4 @@
-"""The command ``spectral-fast``: a checkpoint's spectra as a table, a monitored run as a page."""
+"""The command ``spectral-fast``: a checkpoint's spectra as a table, a monitored run as a page, lifecycles."""
 
 import argparse
 import importlib.util
@@ -18,6 +18,7 @@ from spectral_fast.analyze import Row, analyze_matrix, select
 from spectral_fast.compare import Comparison, compare, verdict
 from spectral_fast.export import Results, write_atomically, write_csv, write_json, write_parquet
 from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, choose
+from spectral_fast.lifecycle import cli as lifecycle
 from spectral_fast.models import Checkpoint, CheckpointError, WeightMatrix, open_checkpoint
 from spectral_fast.plots import PICTURE_SUFFIXES, save_picture
 from spectral_fast.report import encodable, print_notes, print_table
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_analyze(commands)
     _add_report(commands)
+    lifecycle.add(commands)
     return parser
 
 

@@ -100,8 +100,8 @@ def test_likelihoods_are_those_of_dense_matrices():
         results[restricted] = 2 * (sum(value for value, _ in apart) - together)
         if restricted:
             for decay, (_, x) in zip((found.fast, found.slow), apart, strict=True):
-                # A log-likelihood -z^2 / 2 changes by 0.4 at most from one point to the next: points by the top
-                # are 0.6 apart, and the best is 0.3 from it, where the interval reaches 2.
+                # A log-likelihood -z^2 / 2 changes by 0.4 at most from one point to the next: points by the
+                # top are 0.6 apart, and the best is 0.3 from it, where the interval reaches 2.
                 width = np.log(decay.interval[1] / decay.interval[0]) / 2
                 assert np.log(decay.tau) == pytest.approx(x[0], abs=0.15 * width)
                 # The grid of artanh rho over the shortest gap, 10 steps of 25, has steps of 0.15.

@@ -194,8 +194,8 @@ class _Grid:
         looks = len(steps)
         self.steps, self.taus = steps, taus
         gaps = np.diff(steps)
-        # Over the shortest gap, so that the likelihood is smooth in rho down to 0; up to RHO_MAX over the median
-        # gap, or a memory of half the run where that is longer: smooth curves of many looks have it.
+        # Over the shortest gap, so that the likelihood is smooth in rho down to 0; up to RHO_MAX over the
+        # median gap, or a memory of half the run where that is longer: smooth curves of many looks have it.
         self.median_gap = float(np.median(gaps) / gaps.min())
         end = np.arctanh(max(RHO_MAX ** (1 / self.median_gap), 1 - 2 * gaps.min() / (steps[-1] - steps[0])))
         # The likelihood is 1 / sqrt(looks) wide; three points this far apart still give its top.
