@@ -13,8 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectral_fast.subspace import Ritz
-
 EXPONENTS = ("alpha_hill", "alpha", "alpha_ranksize")
 _FORGET = 0.8
 # Of a 4-layer GPT, AdamW 1e-3, 600 steps (docs/tracking.md); the prior weighs as much as that many values.
@@ -40,18 +38,19 @@ class Calibration:
         """Of what the iteration has to gain, the share that is missing."""
         return float(self._gain[1] / self._gain[0])
 
-    def pending_error(self, pending: Tensor) -> Tensor:
-        """The error of values that gain times pending was added to."""
+    @property
+    def gain_error(self) -> float:
+        """The standard error of that share: times pending, of values that gain times pending was added to."""
         weight, total, squares = self._gain.tolist()
-        return pending * float((squares / weight - (total / weight) ** 2) ** 0.5)
+        return float((squares / weight - (total / weight) ** 2) ** 0.5)
 
-    def learn_gain(self, found: Ritz, S: Tensor) -> None:
-        """From the Ritz values of a look and the exact values S (B, n)."""
-        values = S[:, : found.squares.shape[-1]].to(torch.float64)
-        missing = values / found.squares.sqrt() - 1
+    def learn_gain(self, squares: Tensor, pending: Tensor, S: Tensor) -> None:
+        """From the Ritz values of a look and what was pending (B, s), and the exact values S (B, n)."""
+        values = S[:, : squares.shape[-1]].to(torch.float64)
+        missing = values / squares.sqrt() - 1
         # Where rounding is a tenth of what is missing it tells nothing.
-        use = found.pending > 10 * torch.finfo(torch.float32).eps * values[:, :1] / values
-        share = (missing / found.pending)[use].clamp(-1, 4)
+        use = pending > 10 * torch.finfo(torch.float32).eps * values[:, :1] / values
+        share = (missing / pending)[use].clamp(-1, 4)
         new = [float(len(share)), float(share.sum()), float(share.square().sum())]
         seen = torch.tensor(new, dtype=torch.float64, device="cpu")
         self._gain = self._prior + _FORGET * (self._gain - self._prior) + seen

@@ -24,9 +24,10 @@ from torch import Tensor
 from spectral_fast import _ops
 from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look
 from spectral_fast.calibration import EXPONENTS, Calibration
+from spectral_fast.look import Look, Probes, Repeat, look
 from spectral_fast.powerlaw import fit_powerlaw
 from spectral_fast.stats import SpectralStats, spectral_stats
-from spectral_fast.subspace import Ritz, ritz
+from spectral_fast.subspace import ritz
 
 Products = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Matrices = Tensor | Sequence[Tensor]
@@ -221,13 +222,13 @@ class SpectralTracker:
                 break
         return V
 
-    def _values(self, found: Ritz) -> Tensor:
+    def _values(self, squares: Tensor, pending: Tensor) -> Tensor:
         """(B, s) singular values, with what the iteration still has to gain."""
-        return found.squares.sqrt() * (1 + self._calibration.gain * found.pending)
+        return squares.sqrt() * (1 + self._calibration.gain * pending)
 
     def _learn(self, anchor: _Anchor, batch: _Batch, S: Tensor, stats: SpectralStats) -> None:
         look = self._follow(anchor, batch)
-        self._calibration.learn_gain(look.ritz, S)
+        self._calibration.learn_gain(look.found.squares, look.found.pending, S)
         if look.followed is not None:
             exact = {name: getattr(stats, name).reshape(-1) for name in EXPONENTS}
             exact["alpha"] = fit_powerlaw(S.to(torch.float64).square(), xmin=anchor.at["xmin"]).alpha
@@ -236,47 +237,37 @@ class SpectralTracker:
             expected = {name: whole for name, (whole, _) in followed.errors.items()}
             self._calibration.learn_exponents(followed.exponents, anchor.at, exact, expected)
 
-    def _follow(self, anchor: _Anchor, batch: _Batch) -> _Look:
+    def _follow(self, anchor: _Anchor, batch: _Batch) -> _Followed:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
-        V, bulk = anchor.vectors, anchor.bulk
-        X = V if bulk is None else bulk.columns(V)
-        Z, energy = batch.products(X)
-        found = first = ritz(V, Z[..., : V.shape[-1]])
-
-        limit = self.tolerance / 10
-        for _ in range(_MOST_PRODUCTS - 1):
-            pending = self._calibration.pending_error(found.pending[:, : self.k])
-            late = (pending[:, 0] > limit) | (pending > 20 * limit).any(-1)
-            if not bool(late.any()):
-                break
-            where = late.nonzero()[:, 0]
-            again = ritz(found.vectors[where], batch.products(found.vectors[where], where)[0])
-            found = Ritz(*(old.index_copy(0, where, new) for old, new in zip(found, again, strict=True)))
-        # The last one is drawn anew: a direction that V does not contain at all would never be found.
-        kept, fresh = found.vectors[..., :-1], self._draw(batch, 1)
-        fresh = fresh - kept @ (kept.mT @ fresh)
-        anchor.vectors = torch.cat([kept, torch.nn.functional.normalize(fresh, dim=-2)], -1)
-
-        values = self._values(found)
+        bulk = anchor.bulk
+        probes = None if bulk is None else bulk.probes
+        # The last vector is drawn anew: a direction that V does not contain at all would never be found.
+        fresh = self._draw(batch, 1)[..., 0]
+        limit = self.tolerance / 10 / self._calibration.gain_error
+        found = batch.look(anchor.vectors, fresh, probes, Repeat(limit, self.k, _MOST_PRODUCTS))
+        anchor.vectors = found.vectors
+        values = self._values(found.squares, found.pending)
         leading = values[:, : self._followed_values].square()
-        followed = None if bulk is None else bulk.follow(X, Z, energy, first.traces, leading)
-        return _Look(found, values, energy, followed)
+        followed = None
+        if bulk is not None:
+            followed = bulk.follow(found.energy, found.bulk[:, 0], found.bulk[:, 1], leading)
+        return _Followed(found, values, followed)
 
-    def _report(self, look: _Look, at: dict[str, Tensor]) -> TrackedStats:
+    def _report(self, look: _Followed, at: dict[str, Tensor]) -> TrackedStats:
         calibration, k = self._calibration, self.k
         values = look.values[:, :k]
         sigma = values[:, 0]
         # What is left is rounding, of the exact look's float32 as of the product's.
         rounding = 2 * torch.finfo(torch.float32).eps * sigma
-        pending = calibration.pending_error(look.ritz.pending[:, :k])
+        pending = look.found.pending[:, :k] * calibration.gain_error
         error = ((pending * values).square() + rounding[:, None].square()).sqrt()
         if look.followed is not None:
             # Of a spectrum that is flat to within its drift V tells nothing.
-            squares, drift = look.ritz.squares, look.followed.drift
+            squares, drift = look.found.squares, look.followed.drift
             flat = squares[:, 0] - squares[:, -2] < drift * squares[:, 0]
             flat = (flat & look.followed.followable)[:, None]
             error = torch.where(flat, (error.square() + (drift[:, None] / 2 * values).square()).sqrt(), error)
-        needs = ~(2 * error[:, 0] <= self.tolerance * sigma) & (look.energy != 0)
+        needs = ~(2 * error[:, 0] <= self.tolerance * sigma) & (look.found.energy != 0)
         unknown = torch.full_like(sigma, torch.nan)
         exponents, held = {}, []
         for name in EXPONENTS:
@@ -292,11 +283,11 @@ class SpectralTracker:
             exponents[name], exponents[name + "_error"] = value, spread
             if hold:
                 held.append(name)
-        stable_rank = look.energy / sigma.square()
+        stable_rank = look.found.energy / sigma.square()
         return TrackedStats(
             spectral_norm=sigma,
             spectral_norm_error=error[:, 0],
-            frobenius_norm=look.energy.sqrt(),
+            frobenius_norm=look.found.energy.sqrt(),
             stable_rank=stable_rank,
             stable_rank_error=2 * stable_rank * error[:, 0] / sigma,
             leading=values,
@@ -330,10 +321,9 @@ class _Anchor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
-    ritz: Ritz
+class _Followed:
+    found: Look
     values: Tensor
-    energy: Tensor
     followed: Followed | None
 
 
@@ -353,11 +343,19 @@ class _Batch:
         self.count = len(self._matrices)
         self.m, self.n = first.shape[-2:]
         self.device = first.device
+        self._in_one_call = whole and first.device.type == "cpu"
         self.dtype = _ops.compute_dtype(first.dtype)
 
     @property
     def described(self) -> str:
         return _describe(self.count, self.m, self.n, self.dtype)
+
+    def look(self, V: Tensor, fresh: Tensor, probes: Probes | None, repeat: Repeat) -> Look:
+        """spectral_fast.look.look with these products; on the CPU all of it in one call."""
+        if not self._in_one_call:
+            return look(self.products, V, fresh, probes, repeat)
+        kept = (None, None, None) if probes is None else probes
+        return Look(*_ops.tracked_look(list(self._matrices), V, fresh, *kept, *repeat))
 
     def products(self, X: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A^T A X (B, n, s) and the sums of squares (B,), of the matrices at `where`."""

@@ -381,8 +381,10 @@ def test_memory_is_what_the_docstring_says() -> None:
     for exponents, columns in ((True, k + 36), (False, k + 16)):
         tracker = SpectralTracker(k=k, exponents=exponents)
         tracker.exact(start(1, n, n))
-        kept = [tracker._anchor, tracker._anchor.bulk] if exponents else [tracker._anchor]
-        tensors = [x for part in kept for x in vars(part).values() if isinstance(x, Tensor)]
+        bulk = tracker._anchor.bulk
+        kept = [tracker._anchor.vectors] if bulk is None else [tracker._anchor.vectors, *bulk.probes]
+        rest = [] if bulk is None else [x for x in vars(bulk).values() if isinstance(x, Tensor)]
+        tensors = kept + rest
         large = [x for x in tensors if x.dim() == 3]
         assert sum(x.untyped_storage().nbytes() for x in large) == 4 * n * columns
 
