@@ -27,14 +27,14 @@ PROBES = _TRACE_PROBES + _DRIFT_PROBES
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """The exponents of a tracked look, the errors to be expected of them, and the drift; float64 (B,).
+    """EXPONENTS of a tracked look (3, B), the errors to be expected of them, and the drift (B,); float64.
 
     errors: the whole, and what of it has grown with the drift. followable: whether they mean anything, given
     the spectrum of the exact look. jumped: bool, the energy is another one by more than a tenth.
     """
 
-    exponents: dict[str, Tensor]
-    errors: dict[str, tuple[Tensor, Tensor]]
+    exponents: Tensor
+    errors: tuple[Tensor, Tensor]
     drift: Tensor
     followable: Tensor
     jumped: Tensor

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from spectral_fast import _ops
 from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look
-from spectral_fast.calibration import EXPONENTS, Calibration
+from spectral_fast.calibration import Calibration
+from spectral_fast.influence import EXPONENTS
 from spectral_fast.look import Look, Probes, Repeat, look
 from spectral_fast.powerlaw import fit_powerlaw
 from spectral_fast.stats import SpectralStats, spectral_stats
@@ -165,8 +166,8 @@ class SpectralTracker:
             probes = self._draw(batch, PROBES)
             xmin, lead = stats.xmin.reshape(-1), self._followed_values
             bulk = at_exact_look(S, xmin, lead, V, probes, batch.products, self._values)
-        at = {name: getattr(stats, name).reshape(-1) for name in (*EXPONENTS, "xmin")}
-        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, bulk, at)
+        at = torch.stack([getattr(stats, name).reshape(-1) for name in EXPONENTS])
+        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, bulk, at, stats.xmin.reshape(-1))
 
     def track(self, A: Matrices) -> TrackedStats:
         """The statistics of the matrices as they are now.
@@ -190,7 +191,9 @@ class SpectralTracker:
                 f"SpectralTracker.track: the last exact look was at {self._anchor.described}, these are "
                 f"{batch.described}; call exact() for them"
             )
-        stats = self._report(self._follow(self._anchor, batch), self._anchor.at)
+        stats = self._report(self._follow(self._anchor, batch), self._anchor)
+        if shape == (batch.count,):
+            return stats
         tensors = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "held"}
         shaped = {name: x.reshape(shape + x.shape[1:]) for name, x in tensors.items()}
         return TrackedStats(**shaped, held=stats.held)
@@ -230,12 +233,12 @@ class SpectralTracker:
         look = self._follow(anchor, batch)
         self._calibration.learn_gain(look.found.squares, look.found.pending, S)
         if look.followed is not None:
-            exact = {name: getattr(stats, name).reshape(-1) for name in EXPONENTS}
-            exact["alpha"] = fit_powerlaw(S.to(torch.float64).square(), xmin=anchor.at["xmin"]).alpha
+            exact = torch.stack([getattr(stats, name).reshape(-1) for name in EXPONENTS])
+            lam = S.to(torch.float64).square()
+            exact[EXPONENTS.index("alpha")] = fit_powerlaw(lam, xmin=anchor.xmin).alpha
             followed = look.followed
-            exact = {name: torch.where(followed.followable, x, torch.nan) for name, x in exact.items()}
-            expected = {name: whole for name, (whole, _) in followed.errors.items()}
-            self._calibration.learn_exponents(followed.exponents, anchor.at, exact, expected)
+            exact = torch.where(followed.followable, exact, torch.nan)
+            self._calibration.learn_exponents(followed.exponents, anchor.at, exact, followed.errors[0])
 
     def _follow(self, anchor: _Anchor, batch: _Batch) -> _Followed:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
@@ -253,7 +256,7 @@ class SpectralTracker:
             followed = bulk.follow(found.energy, found.bulk[:, 0], found.bulk[:, 1], leading)
         return _Followed(found, values, followed)
 
-    def _report(self, look: _Followed, at: dict[str, Tensor]) -> TrackedStats:
+    def _report(self, look: _Followed, anchor: _Anchor) -> TrackedStats:
         calibration, k = self._calibration, self.k
         values = look.values[:, :k]
         sigma = values[:, 0]
@@ -261,28 +264,30 @@ class SpectralTracker:
         rounding = 2 * torch.finfo(torch.float32).eps * sigma
         pending = look.found.pending[:, :k] * calibration.gain_error
         error = ((pending * values).square() + rounding[:, None].square()).sqrt()
-        if look.followed is not None:
-            # Of a spectrum that is flat to within its drift V tells nothing.
-            squares, drift = look.found.squares, look.followed.drift
-            flat = squares[:, 0] - squares[:, -2] < drift * squares[:, 0]
-            flat = (flat & look.followed.followable)[:, None]
-            error = torch.where(flat, (error.square() + (drift[:, None] / 2 * values).square()).sqrt(), error)
-        needs = ~(2 * error[:, 0] <= self.tolerance * sigma) & (look.found.energy != 0)
+        needs = look.found.energy != 0
         unknown = torch.full_like(sigma, torch.nan)
-        exponents, held = {}, []
-        for name in EXPONENTS:
-            value, spread, hold = unknown, unknown, False
-            if look.followed is not None:
-                followed, (expected, grown) = look.followed.exponents[name], look.followed.errors[name]
-                value, spread, hold = calibration.exponent(name, followed, at[name], expected)
-                # An exact look does not help against what is there right after it.
-                grown = torch.where(grown > 0, spread * grown / expected, grown)
-                late = ~(grown <= self.alpha_tolerance * value.abs())
-                needs |= torch.where(look.followed.followable, late, look.followed.jumped)
-                value, spread = (torch.where(look.followed.followable, x, unknown) for x in (value, spread))
-            exponents[name], exponents[name + "_error"] = value, spread
-            if hold:
-                held.append(name)
+        exponents = spreads = [unknown] * len(EXPONENTS)
+        held: tuple[str, ...] = ()
+        if look.followed is None:
+            needs &= ~(2 * error[:, 0] <= self.tolerance * sigma)
+        else:
+            followable, drift = look.followed.followable, look.followed.drift
+            # Of a spectrum that is flat to within its drift V tells nothing.
+            squares = look.found.squares
+            flat = (squares[:, 0] - squares[:, -2] < drift * squares[:, 0]) & followable
+            unseen = torch.where(flat, drift / 2, 0)[:, None] * values
+            error = (error.square() + unseen.square()).sqrt()
+            needs &= ~(2 * error[:, 0] <= self.tolerance * sigma)
+
+            expected, grown = look.followed.errors
+            value, spread, hold = calibration.exponents(look.followed.exponents, anchor.at, expected)
+            # An exact look does not help against what is there right after it.
+            grown = torch.where(grown > 0, spread * grown / expected, grown)
+            late = ~(grown <= self.alpha_tolerance * value.abs()).all(0)
+            needs |= torch.where(followable, late, look.followed.jumped)
+            value, spread = (torch.where(followable, x, torch.nan) for x in (value, spread))
+            exponents, spreads = list(value), list(spread)
+            held = tuple(name for name, one in zip(EXPONENTS, hold.tolist(), strict=True) if one)
         stable_rank = look.found.energy / sigma.square()
         return TrackedStats(
             spectral_norm=sigma,
@@ -292,11 +297,16 @@ class SpectralTracker:
             stable_rank_error=2 * stable_rank * error[:, 0] / sigma,
             leading=values,
             leading_error=error,
-            **exponents,
-            xmin=at["xmin"],
+            alpha_hill=exponents[0],
+            alpha_hill_error=spreads[0],
+            alpha=exponents[1],
+            alpha_error=spreads[1],
+            alpha_ranksize=exponents[2],
+            alpha_ranksize_error=spreads[2],
+            xmin=anchor.xmin,
             drift=unknown if look.followed is None else look.followed.drift,
             needs_exact=needs,
-            held=tuple(held),
+            held=held,
         )
 
 
@@ -309,7 +319,8 @@ class _Anchor:
     n: int
     vectors: Tensor
     bulk: Bulk | None
-    at: dict[str, Tensor]
+    at: Tensor  # EXPONENTS (3, B)
+    xmin: Tensor
 
     @property
     def described(self) -> str:
