@@ -69,18 +69,19 @@ def main() -> None:
     kernels += ["direct_update", "direct_reduce", "direct"]
     kernels += ["update", "panel", "reduce", "gram", "band", "bidiagonal", "values", "workspace", "svdvals"]
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group"]
-    kernels += ["products_tiles", "products"]
+    kernels += ["products_tiles", "products", "symmetric", "look"]
     kernels += ["elementary", "powerlaw", "stats", "peak", "isa"]
+    hosts = ["dispatch", "look", "products", "spectra", "threads"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
-        [f"csrc/cpu/{name}.cpp" for name in ("bindings", "dispatch", "products", "spectra", "threads")],
+        [f"csrc/cpu/{name}.cpp" for name in ("bindings", *hosts)],
         cxx_std=17,
         extra_compile_args=COMMON_FLAGS,
         extra_link_args=["-pthread"],
         define_macros=[("SF_X86_ISAS", "1")] if several else [],
         depends=[
             "csrc/kernels.h",
-            *[f"csrc/cpu/{name}.h" for name in ("dispatch", "products", "spectra", "threads")],
+            *[f"csrc/cpu/{name}.h" for name in hosts],
             *[f"csrc/cpu/{name}.inl" for name in kernels],
         ],
     )

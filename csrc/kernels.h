@@ -69,6 +69,20 @@
 //   determinism  the bits depend on the matrix, its two strides, X and the instruction set. Columns of X may change each other's
 //                bits, as their number chooses the kernel. What is not finite stays in its matrix; info is not needed.
 //
+//   look            a tracked look at a matrix of n columns: from V (n x vectors, orthonormal but for rounding) and Z = M X the
+//                   Ritz values, what is pending, the next V; from probes, where there are any, a sum over the bulk and the
+//                   drift.
+//
+//   mathematics  csrc/cpu/look.inl. Products are the caller's: X and Z (n x width) and, where they are repeated, next and Z
+//   (n x padded) lie where `arrays` says.
+//   work         steps in the order of LookStep. `piece` does a step for one of `pieces` independent pieces of rows; `small`,
+//   when
+//                all are done (of `write`: before), what they share, and says how it went. not_finite: T or G is not; values are
+//                to be NaN, V stays. deficient: V has directions that M V does not, within rounding, and plain torch is to have
+//                the look. Without probes there is no `project`. inner_again and turn_again: after a repeated product.
+//   workspace    workspace_bytes for each matrix in work, some n (3 vectors + 4 probes) elements.
+//   determinism  the bits depend on the inputs and the instruction set.
+//
 //   stats           one spectrum, sigma_1 >= ... >= sigma_n, in double -> every field of SpectralStats, NaN if a value is < 0.
 //
 //   ranksize_slope  the same -> minus the slope of ln sigma_k on ln k over the positive values.
@@ -163,6 +177,42 @@ struct GramProductSizes {
   std::size_t vectors_bytes, scratch_bytes;
 };
 
+struct LookShape {
+  int64_t n, vectors;
+  int64_t probes, drift_probes;  // the last `drift_probes` of them are for the drift; none: 0, 0
+};
+
+// All contiguous, rows of n.
+template <typename Scalar>
+struct LookInput {
+  const Scalar* vectors;    // n x vectors
+  const Scalar* fresh;      // n: normal, the next last vector
+  const Scalar* probes;     // n x probes
+  const Scalar* reference;  // n x drift_probes: M_0 times those
+};
+
+struct LookResult {
+  double slope, constant, energy;  // given: the line of the control variates, |A|_F^2
+  double *squares, *pending;       // to `vectors` values each
+  double squares_sum, drift;
+};
+
+struct LookSizes {
+  int64_t pieces, width, padded;
+  std::size_t workspace_bytes;
+};
+
+template <typename Scalar>
+struct LookArrays {
+  Scalar *x, *z, *next;
+};
+
+enum class LookStep : int { gather, project, inner, turn, inner_again, turn_again, write };
+enum class LookStatus : int { good = 0, not_finite = 1, deficient = 2 };
+
+// Where a spectrum has no gap at all, the estimate of what is pending must not divide by zero.
+constexpr double look_smallest_gap = 0.01;
+
 // What one instruction set offers. Scalar is the output type, and that of the arithmetic (small float32 matrices: double).
 template <typename Scalar>
 struct Kernels {
@@ -184,6 +234,12 @@ struct Kernels {
   double (*gram_product_piece)(const MatrixView& a, int64_t columns, int64_t piece, int64_t next_piece, const void* vectors,
                                void* partial, void* scratch);
   void (*gram_product_end)(const MatrixView& a, int64_t columns, const void* partials, int64_t first, int64_t last, Scalar* z);
+
+  LookSizes (*look_sizes)(const LookShape& shape);
+  LookArrays<Scalar> (*look_arrays)(const LookShape& shape, void* workspace);
+  void (*look_piece)(const LookShape& shape, const LookInput<Scalar>& in, LookStep step, LookStatus status, int64_t piece,
+                     void* workspace, Scalar* vectors);
+  LookStatus (*look_small)(const LookShape& shape, LookStep step, void* workspace, LookResult* result);
 };
 
 struct KernelTable {

@@ -59,6 +59,18 @@ def gram_product(
     energy: int,
     threads: int,
 ) -> None: ...
+def look(
+    places: Sequence[tuple[int, int, int]],
+    element: int,
+    rows: int,
+    cols: int,
+    counts: Sequence[int],
+    of_vectors: Sequence[int],
+    of_probes: Sequence[int],
+    repeat: tuple[float, int, int],
+    out: Sequence[int],
+    threads: int,
+) -> None: ...
 def stages(rows: int, cols: int, batch: int) -> list[str]: ...
 def gram_stages(rows: int, cols: int) -> list[str]: ...
 def svdvals_stages(

@@ -6,7 +6,7 @@ Every operator takes a batch in front, never mutates, and returns new tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,9 @@ for _schema in (
     "hill_alpha(Tensor evals, int? k) -> Tensor",
     "ranksize_slope(Tensor S) -> Tensor",
     "gram_product(Tensor A, Tensor X) -> (Tensor Z, Tensor energy)",
+    "tracked_look(Tensor[] A, Tensor V, Tensor fresh, Tensor? probes, Tensor? reference, Tensor? line, "
+    "float limit, int watched, int most_products) "
+    "-> (Tensor squares, Tensor pending, Tensor vectors, Tensor energy, Tensor bulk)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -68,6 +71,11 @@ ranksize_slope = torch.ops.spectral_fast.ranksize_slope.default
 # A (*, m, n) of a real dtype, any strides; X (*, n, s) of the dtype A is computed in. Z = A^T (A X), like X;
 # energy (*) float64, the sum of squares of A. From one read of A. Not differentiable: a backward pass raises.
 gram_product = torch.ops.spectral_fast.gram_product.default
+
+# B matrices A (m, n), of one shape and real dtype, any strides; all else as in spectral_fast.look.look, in
+# the dtype A is computed in, line in float64. No place in a batch, no neighbour and no thread count changes a
+# bit. No vmap: it is for a list. Not differentiable.
+tracked_look = torch.ops.spectral_fast.tracked_look.default
 
 
 # What the dispatcher passes on its way to a CPU kernel when it has nothing to do there.
@@ -190,6 +198,76 @@ def _no_derivative(ctx: Any, *gradients: Tensor | None) -> None:
 
 
 torch.library.register_autograd(gram_product, _no_derivative)
+
+
+def check_tracked_look(
+    A: Sequence[Tensor],
+    V: Tensor,
+    fresh: Tensor,
+    probes: Tensor | None,
+    reference: Tensor | None,
+    line: Tensor | None,
+) -> None:
+    """ValueError or TypeError for what tracked_look does not take."""
+    if not A:
+        raise ValueError("tracked_look: there are no matrices")
+    first = A[0]
+    if first.dtype not in REAL_DTYPES:
+        raise TypeError(f"tracked_look takes real floating-point matrices, not {first.dtype}")
+    for i, a in enumerate(A):
+        if a.dim() != 2 or (a.shape, a.dtype, a.device) != (first.shape, first.dtype, first.device):
+            raise ValueError(
+                "tracked_look takes matrices of one shape, dtype and device, not "
+                f"{tuple(first.shape)} {first.dtype} on {first.device} and, at {i}, {tuple(a.shape)} "
+                f"{a.dtype} on {a.device}"
+            )
+    batch, (m, n) = len(A), first.shape
+    if V.dim() != 3 or V.shape[:2] != (batch, n) or not 2 <= V.shape[-1] <= n or m < 1:
+        raise ValueError(
+            f"tracked_look of {batch} matrices {m} x {n} takes V ({batch}, {n}, s), 2 <= s <= {n}, not "
+            f"{tuple(V.shape)}"
+        )
+    wanted: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {}
+    dtype = compute_dtype(first.dtype)
+    wanted["V"] = V, tuple(V.shape), dtype
+    wanted["fresh"] = fresh, (batch, n), dtype
+    if probes is None or reference is None or line is None:
+        if not (probes is None and reference is None and line is None):
+            raise ValueError("tracked_look takes all of probes, reference and line, or none of them")
+    else:
+        if probes.dim() != 3 or reference.dim() != 3 or not 0 < reference.shape[-1] < probes.shape[-1]:
+            raise ValueError(
+                "tracked_look takes probes (B, n, p) and reference (B, n, d), 0 < d < p, not "
+                f"{tuple(probes.shape)} and {tuple(reference.shape)}"
+            )
+        wanted["probes"] = probes, (batch, n, probes.shape[-1]), dtype
+        wanted["reference"] = reference, (batch, n, reference.shape[-1]), dtype
+        wanted["line"] = line, (batch, 2), torch.float64
+    for name, (x, shape, of) in wanted.items():
+        if tuple(x.shape) != shape or x.dtype != of or x.device != first.device:
+            raise ValueError(
+                f"tracked_look takes {name} {shape} of {of} on {first.device}, not {tuple(x.shape)} of "
+                f"{x.dtype} on {x.device}"
+            )
+
+
+@torch.library.register_fake(tracked_look)
+def _(
+    A: Sequence[Tensor],
+    V: Tensor,
+    fresh: Tensor,
+    probes: Tensor | None,
+    reference: Tensor | None,
+    line: Tensor | None,
+    limit: float,
+    watched: int,
+    most_products: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_tracked_look(A, V, fresh, probes, reference, line)
+    squares = V.new_empty((V.shape[0], V.shape[-1]), dtype=torch.float64)
+    energy = V.new_empty(V.shape[:1], dtype=torch.float64)
+    bulk = V.new_empty((V.shape[0], 2), dtype=torch.float64)
+    return squares, torch.empty_like(squares), V.new_empty(V.shape), energy, bulk
 
 
 def batched_call(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ spacing.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ import torch
 from torch import Tensor
 
 STATISTICS = ("hill", "count", "excess", "slope")
+# In this order wherever there are three of something.
+EXPONENTS = ("alpha_hill", "alpha", "alpha_ranksize")
 # The quadratic has to hold a little beyond the bulk, too: values leave it upwards, drawn by training. 1.3 to
 # 2 are alike; without the room a polynomial swings there, the more the higher its degree (docs/tracking.md).
 _ROOM = 1.5
@@ -43,12 +46,12 @@ _PARABOLA_SHARE = 0.03
 # Half of a jitter is forgotten when the drift, times sqrt(n) for the width of a level against the spacing of
 # levels, is this large: of the median, and of the least values, which move the slope. 0.9 to 2 are alike for
 # the median.
-_MEDIAN_SPACINGS, _LEAST_SPACINGS = 1.4, 0.3
+_SPACINGS = torch.tensor([[1.4], [0.3]], dtype=torch.float64, device="cpu")
 # Errors to be expected, from every matrix of a 4-layer GPT over 600 steps (docs/tracking.md): jitter, in
 # units of one value (of the median, of the count above xmin, of the slope), and a relative error a unit of
 # drift.
-_JITTER = {"alpha_hill": 0.5, "alpha": 0.55, "alpha_ranksize": 0.8}
-_REST = {"alpha_hill": 0.04, "alpha": 0.15, "alpha_ranksize": 0.05}
+_JITTER = torch.tensor([[0.5], [0.55], [0.8]], dtype=torch.float64, device="cpu")
+_REST = torch.tensor([[0.04], [0.15], [0.05]], dtype=torch.float64, device="cpu")
 # And what is there without any drift, relative: the leading vectors go on turning. Up to 3.5e-4 was seen on
 # weights that stand still, 256 to 1024 columns.
 _STILL = 3e-4
@@ -80,54 +83,56 @@ class Influence:
     weights: Tensor
     n: int
 
-    def exponents(self, leading: Tensor, sums: Tensor, drift: Tensor) -> dict[str, Tensor]:
-        """alpha_hill, alpha and alpha_ranksize of spectra near the look's; float64 (B,).
+    def exponents(self, leading: Tensor, sums: Tensor, drift: Tensor) -> Tensor:
+        """EXPONENTS of spectra near the look's: (3, B) float64.
 
         leading, sums: as the attributes, now. drift: (B,) relative change of the bulk of A^T A.
         """
-        moved = ((sums - self.sums).unsqueeze(1) @ self.slopes).squeeze(1)
-        now, before = leading.log(), self.leading.log()
-        upper = self.n - self.n // 2
-        above, was_above = now - self.ln_xmin[:, None], before - self.ln_xmin[:, None]
-        follow = torch.stack(
-            [
-                (now - before).sum(-1) / upper,
-                (above >= 0).sum(-1) - (was_above >= 0).sum(-1).to(torch.float64),
-                above.clamp_min(0).sum(-1) - was_above.clamp_min(0).sum(-1),
-                -(now - before) @ self.weights / 2,
-            ],
-            -1,
-        )
-        hill, count, excess, slope = (self.start + moved + follow).unbind(-1)
-        hill = hill + self.jitter * self._kept(drift, _MEDIAN_SPACINGS)
-        return {"alpha_hill": 1 + 1 / hill, "alpha": 1 + count / excess, "alpha_ranksize": slope}
+        moved = torch.baddbmm(self._base[:, None], (sums - self.sums)[:, None], self.slopes)[:, 0]
+        hill, count, excess, slope = (moved + self._of_leading(leading)).unbind(-1)
+        hill = hill + self.jitter * self._kept(drift)[0]
+        return torch.stack([1 + 1 / hill, 1 + count / excess, slope])
 
-    def errors(self, drift: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Standard errors to be expected of them, before anything is known of this run; float64 (B,).
+    def errors(self, drift: Tensor) -> tuple[Tensor, Tensor]:
+        """Standard errors to be expected of them, before anything is known of this run; (3, B) float64.
 
         The whole, and of it what has grown with the drift: the rest, jitter, is there right after the look.
         """
-        hill, count, excess, slope = self.start.unbind(-1)
-        median, least = (
-            (1 - self._kept(drift, spacings).square()).sqrt()
-            for spacings in (_MEDIAN_SPACINGS, _LEAST_SPACINGS)
-        )
-        one = {
-            "alpha_hill": (1 + 1 / hill, self.spacing / hill.square() * median),
-            "alpha": (1 + count / excess, (drift > 0) / excess),
-            "alpha_ranksize": (slope, least / self.n),
-        }
-        errors = {}
-        for name, (value, jitter) in one.items():
-            grown = _REST[name] * drift * value.abs()
-            still = _STILL * value.abs()
-            whole = (_JITTER[name] * jitter).square() + grown.square() + still.square()
-            errors[name] = whole.sqrt(), grown
-        return errors
+        size, jitter = self._at_look
+        median, least = (1 - self._kept(drift).square()).sqrt().unbind()
+        jitter = jitter * torch.stack([median, (drift > 0).to(median.dtype), least])
+        grown = size * drift
+        still = size * (_STILL / _REST).to(size.device)
+        return (jitter.square() + grown.square() + still.square()).sqrt(), grown
 
-    def _kept(self, drift: Tensor, spacings: float) -> Tensor:
-        """The share of a jitter that is still there after the drift."""
-        return 1 / (1 + drift.square() * self.n / spacings**2)
+    def _kept(self, drift: Tensor) -> Tensor:
+        """(2, B): the share of the jitter of the median, and of the least values, that is still there."""
+        return 1 / (1 + drift.square() * (self.n / _SPACINGS**2).to(drift.device))
+
+    def _of_leading(self, leading: Tensor) -> Tensor:
+        """(B, 4): what the leading values give to STATISTICS."""
+        x = leading.log()
+        linear = x @ self._linear
+        above = x - self.ln_xmin[:, None]
+        counted = torch.stack([(above >= 0).to(x.dtype), above.clamp_min(0)]).sum(-1)
+        return torch.cat([linear[:, :1], counted.mT, linear[:, 1:]], -1)
+
+    @functools.cached_property
+    def _linear(self) -> Tensor:
+        upper = self.n - self.n // 2
+        return torch.stack([torch.full_like(self.weights, 1 / upper), -self.weights / 2], -1)
+
+    @functools.cached_property
+    def _base(self) -> Tensor:
+        return self.start - self._of_leading(self.leading)
+
+    @functools.cached_property
+    def _at_look(self) -> tuple[Tensor, Tensor]:
+        """(3, B) each: _REST times the exponents' size, and their jitter."""
+        hill, count, excess, slope = self.start.unbind(-1)
+        size = torch.stack([1 + 1 / hill, 1 + count / excess, slope]).abs()
+        one = torch.stack([self.spacing / hill.square(), 1 / excess, torch.full_like(slope, 1 / self.n)])
+        return size * _REST.to(size.device), one * _JITTER.to(size.device)
 
 
 def influence(S: Tensor, xmin: Tensor, lead: int) -> Influence:

@@ -23,10 +23,12 @@ from torch import Tensor
 
 from spectral_fast import _ops
 from spectral_fast.bulk import PROBES, Bulk, Followed, at_exact_look
-from spectral_fast.calibration import EXPONENTS, Calibration
+from spectral_fast.calibration import Calibration
+from spectral_fast.influence import EXPONENTS
+from spectral_fast.look import Look, Probes, Repeat, look
 from spectral_fast.powerlaw import fit_powerlaw
 from spectral_fast.stats import SpectralStats, spectral_stats
-from spectral_fast.subspace import Ritz, ritz
+from spectral_fast.subspace import ritz
 
 Products = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Matrices = Tensor | Sequence[Tensor]
@@ -164,8 +166,8 @@ class SpectralTracker:
             probes = self._draw(batch, PROBES)
             xmin, lead = stats.xmin.reshape(-1), self._followed_values
             bulk = at_exact_look(S, xmin, lead, V, probes, batch.products, self._values)
-        at = {name: getattr(stats, name).reshape(-1) for name in (*EXPONENTS, "xmin")}
-        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, bulk, at)
+        at = torch.stack([getattr(stats, name).reshape(-1) for name in EXPONENTS])
+        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, bulk, at, stats.xmin.reshape(-1))
 
     def track(self, A: Matrices) -> TrackedStats:
         """The statistics of the matrices as they are now.
@@ -189,7 +191,9 @@ class SpectralTracker:
                 f"SpectralTracker.track: the last exact look was at {self._anchor.described}, these are "
                 f"{batch.described}; call exact() for them"
             )
-        stats = self._report(self._follow(self._anchor, batch), self._anchor.at)
+        stats = self._report(self._follow(self._anchor, batch), self._anchor)
+        if shape == (batch.count,):
+            return stats
         tensors = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "held"}
         shaped = {name: x.reshape(shape + x.shape[1:]) for name, x in tensors.items()}
         return TrackedStats(**shaped, held=stats.held)
@@ -221,91 +225,88 @@ class SpectralTracker:
                 break
         return V
 
-    def _values(self, found: Ritz) -> Tensor:
+    def _values(self, squares: Tensor, pending: Tensor) -> Tensor:
         """(B, s) singular values, with what the iteration still has to gain."""
-        return found.squares.sqrt() * (1 + self._calibration.gain * found.pending)
+        return squares.sqrt() * (1 + self._calibration.gain * pending)
 
     def _learn(self, anchor: _Anchor, batch: _Batch, S: Tensor, stats: SpectralStats) -> None:
         look = self._follow(anchor, batch)
-        self._calibration.learn_gain(look.ritz, S)
+        self._calibration.learn_gain(look.found.squares, look.found.pending, S)
         if look.followed is not None:
-            exact = {name: getattr(stats, name).reshape(-1) for name in EXPONENTS}
-            exact["alpha"] = fit_powerlaw(S.to(torch.float64).square(), xmin=anchor.at["xmin"]).alpha
+            exact = torch.stack([getattr(stats, name).reshape(-1) for name in EXPONENTS])
+            lam = S.to(torch.float64).square()
+            exact[EXPONENTS.index("alpha")] = fit_powerlaw(lam, xmin=anchor.xmin).alpha
             followed = look.followed
-            exact = {name: torch.where(followed.followable, x, torch.nan) for name, x in exact.items()}
-            expected = {name: whole for name, (whole, _) in followed.errors.items()}
-            self._calibration.learn_exponents(followed.exponents, anchor.at, exact, expected)
+            exact = torch.where(followed.followable, exact, torch.nan)
+            self._calibration.learn_exponents(followed.exponents, anchor.at, exact, followed.errors[0])
 
-    def _follow(self, anchor: _Anchor, batch: _Batch) -> _Look:
+    def _follow(self, anchor: _Anchor, batch: _Batch) -> _Followed:
         """The product, more of them where the leading values need it; moves the anchor's vectors."""
-        V, bulk = anchor.vectors, anchor.bulk
-        X = V if bulk is None else bulk.columns(V)
-        Z, energy = batch.products(X)
-        found = first = ritz(V, Z[..., : V.shape[-1]])
-
-        limit = self.tolerance / 10
-        for _ in range(_MOST_PRODUCTS - 1):
-            pending = self._calibration.pending_error(found.pending[:, : self.k])
-            late = (pending[:, 0] > limit) | (pending > 20 * limit).any(-1)
-            if not bool(late.any()):
-                break
-            where = late.nonzero()[:, 0]
-            again = ritz(found.vectors[where], batch.products(found.vectors[where], where)[0])
-            found = Ritz(*(old.index_copy(0, where, new) for old, new in zip(found, again, strict=True)))
-        # The last one is drawn anew: a direction that V does not contain at all would never be found.
-        kept, fresh = found.vectors[..., :-1], self._draw(batch, 1)
-        fresh = fresh - kept @ (kept.mT @ fresh)
-        anchor.vectors = torch.cat([kept, torch.nn.functional.normalize(fresh, dim=-2)], -1)
-
-        values = self._values(found)
+        bulk = anchor.bulk
+        probes = None if bulk is None else bulk.probes
+        # The last vector is drawn anew: a direction that V does not contain at all would never be found.
+        fresh = self._draw(batch, 1)[..., 0]
+        limit = self.tolerance / 10 / self._calibration.gain_error
+        found = batch.look(anchor.vectors, fresh, probes, Repeat(limit, self.k, _MOST_PRODUCTS))
+        anchor.vectors = found.vectors
+        values = self._values(found.squares, found.pending)
         leading = values[:, : self._followed_values].square()
-        followed = None if bulk is None else bulk.follow(X, Z, energy, first.traces, leading)
-        return _Look(found, values, energy, followed)
+        followed = None
+        if bulk is not None:
+            followed = bulk.follow(found.energy, found.bulk[:, 0], found.bulk[:, 1], leading)
+        return _Followed(found, values, followed)
 
-    def _report(self, look: _Look, at: dict[str, Tensor]) -> TrackedStats:
+    def _report(self, look: _Followed, anchor: _Anchor) -> TrackedStats:
         calibration, k = self._calibration, self.k
         values = look.values[:, :k]
         sigma = values[:, 0]
         # What is left is rounding, of the exact look's float32 as of the product's.
         rounding = 2 * torch.finfo(torch.float32).eps * sigma
-        pending = calibration.pending_error(look.ritz.pending[:, :k])
+        pending = look.found.pending[:, :k] * calibration.gain_error
         error = ((pending * values).square() + rounding[:, None].square()).sqrt()
-        if look.followed is not None:
-            # Of a spectrum that is flat to within its drift V tells nothing.
-            squares, drift = look.ritz.squares, look.followed.drift
-            flat = squares[:, 0] - squares[:, -2] < drift * squares[:, 0]
-            flat = (flat & look.followed.followable)[:, None]
-            error = torch.where(flat, (error.square() + (drift[:, None] / 2 * values).square()).sqrt(), error)
-        needs = ~(2 * error[:, 0] <= self.tolerance * sigma) & (look.energy != 0)
+        needs = look.found.energy != 0
         unknown = torch.full_like(sigma, torch.nan)
-        exponents, held = {}, []
-        for name in EXPONENTS:
-            value, spread, hold = unknown, unknown, False
-            if look.followed is not None:
-                followed, (expected, grown) = look.followed.exponents[name], look.followed.errors[name]
-                value, spread, hold = calibration.exponent(name, followed, at[name], expected)
-                # An exact look does not help against what is there right after it.
-                grown = torch.where(grown > 0, spread * grown / expected, grown)
-                late = ~(grown <= self.alpha_tolerance * value.abs())
-                needs |= torch.where(look.followed.followable, late, look.followed.jumped)
-                value, spread = (torch.where(look.followed.followable, x, unknown) for x in (value, spread))
-            exponents[name], exponents[name + "_error"] = value, spread
-            if hold:
-                held.append(name)
-        stable_rank = look.energy / sigma.square()
+        exponents = spreads = [unknown] * len(EXPONENTS)
+        held: tuple[str, ...] = ()
+        if look.followed is None:
+            needs &= ~(2 * error[:, 0] <= self.tolerance * sigma)
+        else:
+            followable, drift = look.followed.followable, look.followed.drift
+            # Of a spectrum that is flat to within its drift V tells nothing.
+            squares = look.found.squares
+            flat = (squares[:, 0] - squares[:, -2] < drift * squares[:, 0]) & followable
+            unseen = torch.where(flat, drift / 2, 0)[:, None] * values
+            error = (error.square() + unseen.square()).sqrt()
+            needs &= ~(2 * error[:, 0] <= self.tolerance * sigma)
+
+            expected, grown = look.followed.errors
+            value, spread, hold = calibration.exponents(look.followed.exponents, anchor.at, expected)
+            # An exact look does not help against what is there right after it.
+            grown = torch.where(grown > 0, spread * grown / expected, grown)
+            late = ~(grown <= self.alpha_tolerance * value.abs()).all(0)
+            needs |= torch.where(followable, late, look.followed.jumped)
+            value, spread = (torch.where(followable, x, torch.nan) for x in (value, spread))
+            exponents, spreads = list(value), list(spread)
+            held = tuple(name for name, one in zip(EXPONENTS, hold.tolist(), strict=True) if one)
+        stable_rank = look.found.energy / sigma.square()
         return TrackedStats(
             spectral_norm=sigma,
             spectral_norm_error=error[:, 0],
-            frobenius_norm=look.energy.sqrt(),
+            frobenius_norm=look.found.energy.sqrt(),
             stable_rank=stable_rank,
             stable_rank_error=2 * stable_rank * error[:, 0] / sigma,
             leading=values,
             leading_error=error,
-            **exponents,
-            xmin=at["xmin"],
+            alpha_hill=exponents[0],
+            alpha_hill_error=spreads[0],
+            alpha=exponents[1],
+            alpha_error=spreads[1],
+            alpha_ranksize=exponents[2],
+            alpha_ranksize_error=spreads[2],
+            xmin=anchor.xmin,
             drift=unknown if look.followed is None else look.followed.drift,
             needs_exact=needs,
-            held=tuple(held),
+            held=held,
         )
 
 
@@ -318,7 +319,8 @@ class _Anchor:
     n: int
     vectors: Tensor
     bulk: Bulk | None
-    at: dict[str, Tensor]
+    at: Tensor  # EXPONENTS (3, B)
+    xmin: Tensor
 
     @property
     def described(self) -> str:
@@ -330,10 +332,9 @@ class _Anchor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
-    ritz: Ritz
+class _Followed:
+    found: Look
     values: Tensor
-    energy: Tensor
     followed: Followed | None
 
 
@@ -353,11 +354,19 @@ class _Batch:
         self.count = len(self._matrices)
         self.m, self.n = first.shape[-2:]
         self.device = first.device
+        self._in_one_call = whole and first.device.type == "cpu"
         self.dtype = _ops.compute_dtype(first.dtype)
 
     @property
     def described(self) -> str:
         return _describe(self.count, self.m, self.n, self.dtype)
+
+    def look(self, V: Tensor, fresh: Tensor, probes: Probes | None, repeat: Repeat) -> Look:
+        """spectral_fast.look.look with these products; on the CPU all of it in one call."""
+        if not self._in_one_call:
+            return look(self.products, V, fresh, probes, repeat)
+        kept = (None, None, None) if probes is None else probes
+        return Look(*_ops.tracked_look(list(self._matrices), V, fresh, *kept, *repeat))
 
     def products(self, X: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A^T A X (B, n, s) and the sums of squares (B,), of the matrices at `where`."""

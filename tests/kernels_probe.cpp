@@ -1,8 +1,10 @@
 // Every path of the kernels, on uninitialised workspaces and outputs. tests/test_build.py runs this under valgrind, which
 // complains where a branch depends on memory that nobody wrote; here every value that comes out decides one.
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/look.h"
 #include "csrc/cpu/products.h"
 
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -38,6 +40,36 @@ static bool multiplied(ElementType element, int64_t rows, int64_t cols, int64_t 
   bool good = gram_product(batch, x.get(), columns, z.get(), &energy, 1, nullptr);
   for (int64_t i = 0; i < cols * columns; ++i) good = good && z[i] == Scalar(rows * cols);
   return good && energy == double(rows * cols);
+}
+
+// Looks at matrices that are a multiple of one with s equal values, from exactly their vectors and from turned ones.
+template <typename Scalar>
+static bool looked(ElementType element, int64_t n, int64_t s, int64_t probes, int64_t for_drift) {
+  const int64_t rows = n + 7, count = 2;
+  const auto numbers = [](int64_t size) { return std::unique_ptr<Scalar[]>(new Scalar[size]); };
+  const auto a = numbers(rows * n), v = numbers(count * n * s), fresh = numbers(count * n), omega = numbers(count * n * probes),
+             images = numbers(count * n * for_drift), next = numbers(count * n * s);
+  std::minstd_rand random(3);
+  std::normal_distribution<Scalar> normal;
+  for (int64_t i = 0; i < rows * n; ++i) a[i] = i / n == i % n ? Scalar(3) : 0;
+  for (int64_t i = 0; i < count * n * s; ++i) v[i] = i / s % n == i % s;
+  for (int64_t i = 0; i < count * n; ++i) fresh[i] = normal(random);
+  for (int64_t i = 0; i < count * n * probes; ++i) omega[i] = normal(random);
+  for (int64_t i = 0; i < count * n * for_drift; ++i) images[i] = normal(random);
+  const std::unique_ptr<double[]> squares(new double[count * s]), pending(new double[count * s]), energy(new double[count]),
+      bulk(new double[count * 2]);
+  const double lines[] = {0.5, 0.25, 0.5, 0.25};
+  int32_t status[count];
+  const MatrixView view{a.get(), element, rows, n, n, 1};
+  const LookShape shape{n, s, probes, for_drift};
+  const LookBatch<Scalar> batch{{v.get(), fresh.get(), omega.get(), images.get()}, lines, -1.0, s, 3};
+  bool good = look(std::vector<MatrixView>(count, view), shape, batch,
+                   LookOutput<Scalar>{squares.get(), pending.get(), next.get(), energy.get(), bulk.get(), status}, 1, nullptr);
+  for (int64_t i = 0; i < count * s; ++i) good = good && std::abs(squares[i] - 9) < 1e-4 && pending[i] < 1e-4;
+  for (int64_t i = 0; i < count * n * s; ++i) good = good && std::abs(next[i]) < 1.001;
+  for (int64_t i = 0; i < count; ++i) good = good && status[i] == 0 && std::abs(energy[i] - 9 * n) < 1e-3 * n;
+  for (int64_t i = 0; probes && i < count; ++i) good = good && bulk[2 * i] > 0 && bulk[2 * i + 1] > 0;
+  return good;
 }
 
 // Every field of the statistics, in double, of n random singular values.
@@ -101,5 +133,12 @@ int main() {
         if (!here) std::fprintf(stderr, "products of %d x %d\n", static_cast<int>(rows), static_cast<int>(cols));
         good = good && here;
       }
+  for (const auto& [s, probes, for_drift] : {std::array<int64_t, 3>{2, 0, 0}, {5, 3, 1}, {17, 16, 4}})
+    for (const int64_t n : {20, 130}) {
+      const bool here = looked<float>(ElementType::float32, n, s, probes, for_drift) &&
+                        looked<double>(ElementType::float64, n, s, probes, for_drift);
+      if (!here) std::fprintf(stderr, "looks at %d columns\n", static_cast<int>(n));
+      good = good && here;
+    }
   return plausible(333) && good ? 0 : 1;
 }

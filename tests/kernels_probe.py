@@ -84,6 +84,51 @@ def digest_of_products(cpu: Any) -> bytes:
     return bits
 
 
+def look(cpu: Any, a: Any, v: Any, probes: Any, images: Any, fresh: Any, threads: int) -> list[Any]:
+    """Three products of each of these matrices."""
+    count, n, s = v.shape
+    lines = np.tile([0.3, 0.2], (count, 1))
+    out = [
+        np.empty((count, s)),
+        np.empty((count, s)),
+        np.empty_like(v),
+        np.empty(count),
+        np.empty((count, 2)),
+    ]
+    status = np.empty(count, np.int32)
+    places = [(one.ctypes.data, one.strides[0] // a.itemsize, one.strides[1] // a.itemsize) for one in a]
+    at = [x.ctypes.data if x.size else 0 for x in (v, fresh, probes, images, lines)]
+    element, counts = cpu.element_types[a.dtype.name], (s, probes.shape[2], images.shape[2])
+    out_at = [x.ctypes.data for x in (*out, status)]
+    cpu.look(places, element, a.shape[1], n, counts, at[:2], at[2:], (0.0, 1, 3), out_at, threads)
+    assert not status.any()
+    return out if probes.size else out[:-1]
+
+
+def digest_of_looks(cpu: Any) -> bytes:
+    """Pieces of 128 rows, the last of any length; vectors and probes of any number."""
+    rng = np.random.default_rng(7)
+    bits = b""
+    for m, n, s, p, d in ((40, 30, 2, 0, 0), (130, 129, 33, 5, 1), (500, 300, 16, 16, 4)):
+        for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-12)):
+            a = (rng.standard_normal((3, m, n)) / np.arange(1, n + 1) ** 0.3).astype(dtype)
+            _, sigma, right = np.linalg.svd(a.astype(np.float64))
+            v = np.ascontiguousarray(np.swapaxes(right[:, :s], 1, 2).astype(dtype))
+            probes, images = (rng.standard_normal((3, n, count)).astype(dtype) for count in (p, d))
+            rest = (v, probes, images, rng.standard_normal((3, n)).astype(dtype))
+            found = look(cpu, a, *rest, 2)
+            # From the exact vectors: all directions stay there.
+            assert (abs(found[0] / sigma[:, :s] ** 2 - 1) < tolerance).all(), (m, n, s)
+            assert np.isfinite(found[-1]).all()
+            for threads in (1, 4):
+                for one in range(3):
+                    again = look(cpu, a[one : one + 1], *(x[one : one + 1] for x in rest), threads)
+                    for x, y in zip(again, found, strict=True):
+                        assert (x[0] == y[one]).all(), (m, n, s, threads)
+            bits += b"".join(x.tobytes() for x in found)
+    return bits
+
+
 def statistics(cpu: Any, spectra: Any, threads: int) -> bytes:
     """Every kernel of statistics on contiguous rows of float32 or float64; the bits of all results."""
     count, n = spectra.shape
@@ -158,6 +203,7 @@ def digest(cpu: Any) -> str:
             digest.update(svdvals(cpu, group, 2).tobytes())
     digest.update(digest_of_statistics(cpu))
     digest.update(digest_of_products(cpu))
+    digest.update(digest_of_looks(cpu))
     return digest.hexdigest()
 
 

@@ -13,6 +13,8 @@ from spectral_fast import _ops
 
 A = torch.randn(2, 7, 5, dtype=torch.float64)
 S = torch.linalg.svdvals(A)
+LOOK = [torch.randn(2, 5, 2).double(), torch.ones(2, 5).double()]  # V, fresh; then probes
+LOOK += [torch.randn(2, 5, 3).double(), torch.randn(2, 5, 1).double(), torch.ones(2, 2).double()]
 OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "svdvals_ex": (_ops.svdvals_ex, (A, None, False)),
     "svdvals_ex check_errors": (_ops.svdvals_ex, (A, None, True)),
@@ -30,9 +32,13 @@ OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gram_product": (_ops.gram_product, (A, torch.randn(2, 5, 3, dtype=torch.float64))),
     "gram_product float16": (_ops.gram_product, (A[0].half(), torch.randn(5, 3))),
     "gram_product empty": (_ops.gram_product, (A[:, :0], torch.randn(2, 5, 3, dtype=torch.float64))),
+    # with probes: opcheck compares without equal_nan
+    "tracked_look": (_ops.tracked_look, (list(A), *LOOK, 0.0, 1, 2)),
 }
 DIFFERENTIABLE = [
-    name for name in OPERATORS if "fit" not in name and "gram_product" not in name and "bfloat16" not in name
+    name
+    for name in OPERATORS
+    if not any(each in name for each in ("fit", "gram_product", "tracked_look", "bfloat16"))
 ]
 
 

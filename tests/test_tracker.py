@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from spectral_fast import SpectralTracker, fit_powerlaw, spectral_stats
-from spectral_fast.calibration import EXPONENTS, Calibration
-from spectral_fast.influence import influence
+from spectral_fast.calibration import Calibration
+from spectral_fast.influence import EXPONENTS, influence
 from spectral_fast.subspace import ritz
 from spectral_fast.tracker import LEAST_TRACKED
 
@@ -126,16 +126,16 @@ def test_following_beats_holding_while_a_network_learns() -> None:
 
 def test_what_following_makes_worse_is_held() -> None:
     calibration = Calibration()
-    exact = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    exact = torch.tensor([2.0, 3.0], dtype=torch.float64).expand(3, 2)
     expected = torch.full_like(exact, 0.01)
-    bad, good = dict.fromkeys(EXPONENTS, exact + 0.2), dict.fromkeys(EXPONENTS, exact + 0.01)
+    bad = torch.tensor([[0.2], [0.005], [0.2]], dtype=torch.float64) + exact
+    good = exact + 0.01
     for _ in range(3):
-        calibration.learn_exponents(
-            bad, good, dict.fromkeys(EXPONENTS, exact), dict.fromkeys(EXPONENTS, expected)
-        )
-    value, error, hold = calibration.exponent("alpha_hill", bad["alpha_hill"], good["alpha_hill"], expected)
-    assert hold
-    torch.testing.assert_close(value, good["alpha_hill"])
+        calibration.learn_exponents(bad, good, exact, expected)
+    value, error, hold = calibration.exponents(bad, good, expected)
+    assert hold.tolist() == [True, False, True]
+    torch.testing.assert_close(value[[0, 2]], good[[0, 2]])
+    torch.testing.assert_close(value[1], bad[1])
     assert (error < 0.05).all()
 
 
@@ -165,7 +165,7 @@ def test_influence_is_the_derivative() -> None:
     xmin = fit_powerlaw(lam).xmin
     around = influence(S, xmin, 24)
     none = torch.zeros(1, dtype=torch.float64)
-    at = around.exponents(lam[:, :24], around.sums, none)
+    at = dict(zip(EXPONENTS, around.exponents(lam[:, :24], around.sums, none), strict=True))
     stats = spectral_stats(A)
     torch.testing.assert_close(at["alpha_hill"], stats.alpha_hill)
     torch.testing.assert_close(at["alpha_ranksize"], stats.alpha_ranksize)
@@ -174,7 +174,7 @@ def test_influence_is_the_derivative() -> None:
     # Everything grows by a factor that grows with lambda.
     moved = lam * (1 + 0.02 * lam / lam.mean())
     sums = torch.stack([moved[:, 24:].sum(-1), moved[:, 24:].square().sum(-1)], -1)
-    now = around.exponents(moved[:, :24], sums, none)
+    now = dict(zip(EXPONENTS, around.exponents(moved[:, :24], sums, none), strict=True))
     exact = spectral_stats(torch.diag_embed(moved.sqrt()))
     for name, share in (("alpha_hill", 0.15), ("alpha_ranksize", 0.3)):
         change = getattr(exact, name) - at[name]
@@ -289,10 +289,10 @@ def test_what_cannot_be_followed_does_not_decide_for_the_others() -> None:
         low = torch.randn(320, 5, generator=generator) @ torch.randn(5, 320, generator=generator)
         weights[0] = low / 10
         tracker.exact(weights)
-    for name, learned in tracker._calibration._exponents.items():
-        assert learned._count is not None
-        assert learned._count[0] == 0, name
-        assert (learned._count[1:] > 1).all(), name
+    assert tracker._calibration._squares is not None
+    count = tracker._calibration._squares[0]
+    assert (count[:, 0] == 0).all()
+    assert (count[:, 1:] > 1).all()
     assert "alpha" not in tracker.track(weights).held
 
 
@@ -381,8 +381,10 @@ def test_memory_is_what_the_docstring_says() -> None:
     for exponents, columns in ((True, k + 36), (False, k + 16)):
         tracker = SpectralTracker(k=k, exponents=exponents)
         tracker.exact(start(1, n, n))
-        kept = [tracker._anchor, tracker._anchor.bulk] if exponents else [tracker._anchor]
-        tensors = [x for part in kept for x in vars(part).values() if isinstance(x, Tensor)]
+        bulk = tracker._anchor.bulk
+        kept = [tracker._anchor.vectors] if bulk is None else [tracker._anchor.vectors, *bulk.probes]
+        rest = [] if bulk is None else [x for x in vars(bulk).values() if isinstance(x, Tensor)]
+        tensors = kept + rest
         large = [x for x in tensors if x.dim() == 3]
         assert sum(x.untyped_storage().nbytes() for x in large) == 4 * n * columns
 

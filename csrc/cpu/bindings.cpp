@@ -5,14 +5,17 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "dispatch.h"
+#include "look.h"
 #include "products.h"
 
 namespace py = pybind11;
@@ -80,6 +83,45 @@ void gram_product_binding(std::uintptr_t data, int element, std::vector<int64_t>
                         interrupted);
   };
   if (!(batch.element == ElementType::float64 ? run(double()) : run(float()))) throw py::error_already_set();
+}
+
+// Of matrices m x n: (address, row stride, column stride) each.
+typedef std::vector<std::tuple<std::uintptr_t, int64_t, int64_t>> Places;
+
+void look_binding(const Places& places, int element, int64_t rows, int64_t cols, std::array<int64_t, 3> counts,
+                  std::pair<std::uintptr_t, std::uintptr_t> of_vectors,
+                  std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t> of_probes,
+                  std::tuple<double, int64_t, int64_t> repeat,
+                  std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t> out,
+                  int threads) {
+  const auto [vectors, probes, drift_probes] = counts;
+  if (element < 0 || element > static_cast<int>(ElementType::bfloat16)) throw std::invalid_argument("unknown element type");
+  if (places.empty() || rows < 1 || cols < 1) throw std::invalid_argument("look needs matrices, rows and columns");
+  if (vectors < 2 || vectors > cols || probes < 0 || drift_probes < 0 || (probes ? drift_probes >= probes : drift_probes))
+    throw std::invalid_argument("look needs 2 to cols vectors, and more probes than those of them for the drift");
+  std::vector<MatrixView> matrices;
+  for (const auto& [data, row_stride, col_stride] : places)
+    matrices.push_back(
+        {reinterpret_cast<const void*>(data), static_cast<ElementType>(element), rows, cols, row_stride, col_stride});
+  const LookShape shape{cols, counts[0], counts[1], counts[2]};
+  const auto run = [&](auto scalar) {
+    typedef decltype(scalar) Scalar;
+    const auto at = [](std::uintptr_t address) { return reinterpret_cast<Scalar*>(address); };
+    const auto numbers = [](std::uintptr_t address) { return reinterpret_cast<double*>(address); };
+    const auto& [omega, reference, lines] = of_probes;
+    const auto& [limit, watched, most_products] = repeat;
+    const auto& [squares, pending, next, energy, bulk, status] = out;
+    const LookBatch<Scalar> batch{{at(of_vectors.first), at(of_vectors.second), at(omega), at(reference)},
+                                  numbers(lines),
+                                  limit,
+                                  std::min(watched, shape.vectors),
+                                  most_products};
+    const LookOutput<Scalar> result{numbers(squares), numbers(pending), at(next),
+                                    numbers(energy),  numbers(bulk),    reinterpret_cast<int32_t*>(status)};
+    const py::gil_scoped_release unlocked;
+    return look(matrices, shape, batch, result, threads, interrupted);
+  };
+  if (!(matrices[0].element == ElementType::float64 ? run(double()) : run(float()))) throw py::error_already_set();
 }
 
 template <typename Kernel>
@@ -187,6 +229,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gram_product", &gram_product_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
         py::arg("x"), py::arg("columns"), py::arg("z"), py::arg("energy"), py::arg("threads"),
         "A^T (A X) and the sum of squares of A, for a batch of matrices and as many contiguous X of `columns` columns.");
+  m.def("look", &look_binding, py::arg("places"), py::arg("element"), py::arg("rows"), py::arg("cols"), py::arg("counts"),
+        py::arg("of_vectors"), py::arg("of_probes"), py::arg("repeat"), py::arg("out"), py::arg("threads"),
+        "Tracked looks at matrices of one shape, (address, row stride, column stride) each. counts: of vectors, of probes, of\n"
+        "those for the drift. of_vectors: V, fresh. of_probes: the probes, the reference, the lines. repeat: limit, watched,\n"
+        "most_products. out: squares, pending, vectors, energy, bulk, status (0 good, 1 not finite, 2 deficient). All\n"
+        "contiguous, a matrix after the other; csrc/cpu/look.h.");
   m.def("stages", &stages, py::arg("rows"), py::arg("cols"), py::arg("batch"),
         "What matrices of a batch go through, in order; \"group\" is all stages, one matrix to a SIMD lane.");
   m.def("gram_stages", &gram_stages, py::arg("rows"), py::arg("cols"),

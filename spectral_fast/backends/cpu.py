@@ -12,6 +12,7 @@ from torch import Tensor
 from spectral_fast import _cpu, _ops
 from spectral_fast.backends import reference, reference_stats
 from spectral_fast.heuristics import choose
+from spectral_fast.look import Look
 
 _ELEMENT_TYPES = {getattr(torch, name): code for name, code in _cpu.element_types.items()}
 _VALUES_DTYPES = {dtype: _ops.values_dtype(dtype) for dtype in _ELEMENT_TYPES}
@@ -163,6 +164,61 @@ def gram_product(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     return z, energy
 
 
+_DEFICIENT = 2
+
+
+@reference.implements("tracked_look", "CPU")
+def tracked_look(
+    A: Sequence[Tensor],
+    V: Tensor,
+    fresh: Tensor,
+    probes: Tensor | None,
+    reference_images: Tensor | None,
+    line: Tensor | None,
+    limit: float,
+    watched: int,
+    most_products: int,
+) -> Look:
+    """The operator on the CPU: a matrix a thread, or all of them inside a single one.
+
+    A matrix of fewer directions than V has vectors goes through plain torch.
+    """
+    _ops.check_tracked_look(A, V, fresh, probes, reference_images, line)
+    batch, n, s = V.shape
+    given = [None if x is None else x.contiguous() for x in (V, fresh, probes, reference_images, line)]
+    at = [0 if x is None else x.data_ptr() for x in given]
+    counts = [0 if x is None else x.shape[-1] for x in (V, probes, reference_images)]
+    out = Look(
+        squares=_empty((batch, s)),
+        pending=_empty((batch, s)),
+        vectors=torch.empty((batch, n, s), dtype=V.dtype, device="cpu"),
+        energy=_empty((batch,)),
+        bulk=torch.full((batch, 2), torch.nan, dtype=torch.float64, device="cpu"),
+    )
+    status = torch.empty(batch, dtype=torch.int32, device="cpu")
+    _cpu.look(
+        [(a.data_ptr(), a.stride(0), a.stride(1)) for a in A],
+        _ELEMENT_TYPES[A[0].dtype],
+        A[0].shape[0],
+        n,
+        counts,
+        at[:2],
+        at[2:],
+        (limit, watched, most_products),
+        [x.data_ptr() for x in (*out, status)],
+        _threads(),
+    )
+    if _DEFICIENT in (found := status.tolist()):
+        where = [i for i, one in enumerate(found) if one == _DEFICIENT]
+        chosen = [A[i] for i in where]
+        of_probes, images, lines = (None if x is None else x[where] for x in (probes, reference_images, line))
+        repeat = (limit, watched, most_products)
+        again = reference.tracked_look(chosen, V[where], fresh[where], of_probes, images, lines, *repeat)
+        for whole, part in zip(out, again, strict=True):
+            whole[where] = part
+    return out
+
+
 class _Spectra:
     """Rows of values as the kernels read them, kept alive: contiguous, in float32 or float64."""
 
@@ -180,4 +236,5 @@ _ops.cpu_kernels |= {
     _ops.fit_powerlaw: fit_powerlaw,
     _ops.hill_alpha: hill_alpha,
     _ops.gram_product: gram_product,
+    _ops.tracked_look: tracked_look,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectral_fast import _ops
 from spectral_fast.heuristics import TORCH_DRIVERS, Plan, choose
+from spectral_fast.look import Look, Probes, Repeat, look
 
 _log = logging.getLogger(__name__)
 
@@ -104,3 +105,29 @@ def gram_product(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     for part in A.split(rows, -2):
         energy = energy + torch.linalg.vector_norm(part, dim=(-2, -1), dtype=torch.float64).square()
     return Z, energy
+
+
+@implements("tracked_look")
+def tracked_look(
+    A: Sequence[Tensor],
+    V: Tensor,
+    fresh: Tensor,
+    probes: Tensor | None,
+    reference: Tensor | None,
+    line: Tensor | None,
+    limit: float,
+    watched: int,
+    most_products: int,
+) -> Look:
+    """The operator on devices without a kernel."""
+    _ops.check_tracked_look(A, V, fresh, probes, reference, line)
+
+    def products(X: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
+        chosen = A if where is None else [A[i] for i in where.tolist()]
+        both = [_ops.gram_product(a, x) for a, x in zip(chosen, X, strict=True)]
+        return torch.stack([Z for Z, _ in both]), torch.stack([energy for _, energy in both])
+
+    kept = None
+    if probes is not None and reference is not None and line is not None:
+        kept = Probes(probes, reference, line)
+    return look(products, V, fresh, kept, Repeat(limit, watched, most_products))
