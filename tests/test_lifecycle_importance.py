@@ -18,6 +18,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from spectral_fast.lifecycle import correlation
 from spectral_fast.lifecycle.adapters import Decoder, load_decoder
 from spectral_fast.lifecycle.config import ModelConfig
 from spectral_fast.lifecycle.correlation import RankCorrelation, rank_correlation
@@ -323,6 +324,7 @@ def test_a_file_that_is_in_use_or_damaged_is_refused(tmp_path: Path) -> None:
 
 _KILLED = """
 import sys, time
+from spectral_fast.lifecycle import correlation
 from spectral_fast.lifecycle.adapters import Decoder
 from spectral_fast.lifecycle.evaluations import Evaluations
 from spectral_fast.lifecycle.perplexity import evaluate
@@ -419,8 +421,11 @@ def test_a_correlation_that_does_not_exist_is_nan() -> None:
 
 
 @pytest.mark.slow
-def test_intervals_cover() -> None:
+def test_intervals_cover(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of normal pairs with rho 0.5, by Pearson's 6/pi asin(r/2); 300 of each depth."""
+    monkeypatch.setattr(correlation, "PERMUTATIONS", 10)  # p is not asked for
+    monkeypatch.setattr(correlation, "EXACT_LAYERS", 1)
+    monkeypatch.setattr(correlation, "RESAMPLES", 2000)
     r = 2 * math.sin(math.pi * 0.5 / 6)
     generator = np.random.default_rng(5)
     for layers in (8, 16, 24):
