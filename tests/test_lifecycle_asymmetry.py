@@ -143,7 +143,7 @@ def test_errors_say_what_is_wrong():
         measure_asymmetry(run_of(values, roles=("qkv", "mlp_in")))
     frozen = values.copy()
     frozen[:, 5] = 7.0
-    with pytest.raises(ValueError, match=r"stable_rank of layers\.1\.k never changes in 5 looks"):
+    with pytest.raises(ValueError, match=r"stable_rank of layers\.1\.k does not change over 5 looks"):
         measure_asymmetry(run_of(frozen))
     with pytest.raises(ValueError, match=r"layers\.0\.q is not positive"):
         measure_asymmetry(run_of(values - 45))

@@ -127,8 +127,8 @@ def _movement(run: Trajectories, statistic: str, column: int) -> float:
     values = values[~np.isnan(values)]
     if len(values) < 2 or np.ptp(values) == 0:
         raise ValueError(
-            f"measure_asymmetry: {statistic} of {run.names[column]} never changes in {len(values)} looks; "
-            "leave out runs with frozen matrices or a single look"
+            f"measure_asymmetry: {statistic} of {run.names[column]} does not change over {len(values)} "
+            "looks; a frozen matrix, or one look, has no movement"
         )
     if values.min() <= 0 or not np.isfinite(values).all():
         raise ValueError(

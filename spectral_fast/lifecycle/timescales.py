@@ -156,7 +156,8 @@ def measure_timescales(
     below = [
         [profile[i].max(axis=1) - profile[i, :, k] for i, k in enumerate(apart)] for profile in drawn[2:]
     ]
-    cuts = np.quantile(below, 1 - _LEVEL, axis=2).max(axis=0)
+    # The definition of the quantile that has 95 % of further values below it, also with few samples.
+    cuts = np.quantile(below, 1 - _LEVEL, axis=2, method="weibull").max(axis=0)
 
     decays = [
         _decay(name, grid, means[:, i], profiles[i], float(cuts[i]), _likeliest(surfaces[:, i, apart[i]]))
