@@ -7,6 +7,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
+# Before torch loads OpenMP: threads that wait by spinning keep another worker from the core it needs.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import torch
 
 from spectral_fast import _cpu

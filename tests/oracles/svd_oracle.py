@@ -35,7 +35,7 @@ def singular_values(matrix: torch.Tensor) -> Array:
     if m > 2 * n:
         # Gram-Schmidt-free shortcut is not accurate enough: Householder QR in the same precision.
         work = np.ascontiguousarray(_triangle(work.T.copy()))
-    work = _jacobi(work)
+    work = _jacobi(_nearly_orthogonal(work))
     values = np.sqrt((work * work).sum(axis=1)) * largest
     return np.sort(values)[::-1][:n]  # an odd n was padded with a zero row
 
@@ -52,6 +52,21 @@ def _triangle(a: Array) -> Array:
         scale = 2 / (x * x).sum()
         a[k:, k:] -= np.outer(scale * x, x @ a[k:, k:])
     return np.triu(a[:n])
+
+
+def _nearly_orthogonal(rows: Array) -> Array:
+    """The rows, rotated by LAPACK's left singular vectors in float64: Jacobi then needs few of its sweeps.
+
+    Any orthonormal Q leaves the singular values as they are, so a bad one costs sweeps and nothing else. Q
+    is made orthonormal to long double by Newton's iteration, which squares its distance from that.
+    """
+    q = np.linalg.svd(rows.astype(np.float64))[0].T.astype(np.longdouble)
+    identity = np.eye(len(rows), dtype=np.longdouble)
+    off = identity - q @ q.T
+    if not np.abs(off).max() < 1e-8:
+        raise ArithmeticError(f"LAPACK's vectors are off by {np.abs(off).max()}")
+    q += off @ q / 2
+    return q @ rows
 
 
 def _jacobi(rows: Array, max_sweeps: int = 60) -> Array:
