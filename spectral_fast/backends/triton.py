@@ -1,4 +1,4 @@
-"""The Triton statistics kernels (spectral_fast/triton/stats.py) behind the operators on CUDA and ROCm.
+"""The Triton kernels of statistics and of gram_product behind the operators on CUDA and ROCm.
 
 Nothing here waits for the device or looks at a value. Triton is imported by the first call on a GPU or by
 capabilities(), not before: that takes time, and a broken installation must not break the rest.
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from spectral_fast import _ops
-from spectral_fast.backends import reference_stats
+from spectral_fast.backends import reference, reference_stats
 from spectral_fast.backends.reference import implements
 
 _log = logging.getLogger(__name__)
 
 # The operators that run on kernels of ours where these load.
-OPERATORS = ("stats_from_svdvals", "fit_powerlaw", "spectral_stats")
+OPERATORS = ("stats_from_svdvals", "fit_powerlaw", "spectral_stats", "gram_product")
 
 
 def importable(package: str) -> bool:
@@ -39,11 +39,14 @@ def installed() -> bool:
 
 @functools.cache
 def load() -> tuple[Any, str]:
-    """The kernels, or None and why: triton is not installed, or its import fails."""
+    """The kernels of statistics, or None and why: triton is not installed, or its import fails.
+
+    Those of products are there where these are.
+    """
     if not installed():
         return None, "triton is not installed"
     try:
-        from spectral_fast.triton import stats
+        from spectral_fast.triton import products, stats  # noqa: F401
     except Exception as error:  # a broken installation raises anything
         return None, f"triton is installed but its import fails: {type(error).__name__}: {error}"
     return stats, ""
@@ -53,9 +56,9 @@ def load() -> tuple[Any, str]:
 def _kernels() -> Any:
     kernels, missing = load()
     if kernels is None:
-        _log.warning("statistics on the GPU run in plain torch: %s", missing)
+        _log.warning("statistics and gram_product on the GPU run in plain torch: %s", missing)
     else:
-        _log.debug("statistics on the GPU run in Triton kernels")
+        _log.debug("statistics and gram_product on the GPU run in Triton kernels")
     return kernels
 
 
@@ -99,8 +102,24 @@ def fit_powerlaw(evals: Tensor, xmin: Tensor | None) -> tuple[Tensor, Tensor]:
     return fit, n_tail
 
 
+def gram_product(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
+    """The operator on a GPU: four launches. No switch of torch's is touched: any thread may call it."""
+    if _kernels() is None:
+        return reference.gram_product(A, X)
+    _ops.check_gram_product(A, X)
+    *batch, m, n = A.shape
+    if A.numel() == 0:
+        return torch.zeros_like(X), A.new_zeros(batch, dtype=torch.float64)
+    from spectral_fast.triton import products
+
+    with torch.cuda.device_of(A):
+        work = A.detach().to(X.dtype).reshape(-1, m, n)
+        Z, energy = products.gram_product(work, X.detach().reshape(-1, *X.shape[-2:]).contiguous())
+    return Z.view(X.shape), energy.view(batch)
+
+
 if installed():
-    for _function in (stats_from_svdvals, spectral_stats, fit_powerlaw):
+    for _function in (stats_from_svdvals, spectral_stats, fit_powerlaw, gram_product):
         implements(_function.__name__, "CUDA")(_function)
 
 

@@ -131,9 +131,13 @@ class DistributedRanks:
             return None
         return group.stacked() if group.device.type == "cuda" else [m.tensor for m in group.matrices]
 
+    def together(self, group: Group) -> bool:
+        """Whether the ranks that hold the group's rows follow it together."""
+        return bool(self._followers(group))
+
     def anchored(self, group: Group, tracker: SpectralTracker) -> None:
         """An exact look at the group is over; its anchors go to the other ranks that follow it."""
-        # Not now: its owner computes, and the others have to send on.
+        # Not now: others have rounds of this look to send yet.
         if isinstance(tracker, SharedTracker):
             self._anchors.append((group, tracker))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,7 +18,7 @@ from spectral_fast.monitor.groups import Weights
 from spectral_fast.monitor.ranks import OneProcess, Ranks
 from spectral_fast.monitor.record import Look
 from spectral_fast.monitor.schedule import Account, LookKind, Numbers, Schedule
-from spectral_fast.monitor.streams import HostWork
+from spectral_fast.monitor.streams import HostWork, undisturbed
 
 _log = logging.getLogger(__name__)
 
@@ -119,9 +118,9 @@ class SpectralMonitor:
         if not weights.matrices:
             raise ValueError("SpectralMonitor: the model has no weight matrices to look at")
         self._ranks = ranks if ranks is not None else _ranks()
-        self._following = Following(weights, self._ranks, self._tell)
-        self._schedule = Schedule(every, track_every, budget)
         self._account = Account(clock)
+        self._following = Following(weights, self._ranks, self._tell, track_every > 0, self._account.now)
+        self._schedule = Schedule(every, track_every, budget)
         self._deliveries = [Delivery(sink) for sink in sinks] if self._ranks.rank == 0 else []
         self._step = 0
         self._looks: Counter[str] = Counter()
@@ -153,7 +152,7 @@ class SpectralMonitor:
     def step(self) -> None:
         """An optimizer step was made: look if it is time. Does not raise because of a weight or a sink."""
         self._require_open()
-        with self._account.spending(), _undisturbed():
+        with self._account.spending(), undisturbed():
             self._account.step()
             self._step += 1
             if not self._schedule.due(self._step):
@@ -167,7 +166,7 @@ class SpectralMonitor:
     def look(self) -> Look:
         """Look exactly now, whatever the budget. On torch.distributed all ranks have to call it."""
         self._require_open()
-        with self._account.spending(), _undisturbed():
+        with self._account.spending(), undisturbed():
             self._collect()
             if self._ranks.largest([float(self._following.changed())])[0]:
                 self._following.start_anew()
@@ -208,11 +207,12 @@ class SpectralMonitor:
         self._closed = True
         if self._hook is not None:
             self._hook.remove()
-        with self._account.spending(), _undisturbed():
+        with self._account.spending(), undisturbed():
             try:
                 self._collect()
             except Exception as error:
                 self._tell("reading the last look failed", error)
+            self._following.close()
             for delivery in self._deliveries:
                 delivery.close()
             self._ranks.close()
@@ -273,10 +273,12 @@ class SpectralMonitor:
     def _start(self, kind: LookKind, exact: frozenset[int]) -> None:
         began = self._account.now()
         started = self._following.start(exact)
+        self._account.excuse(started.work.waited)
         all_exact = exact == self._following.all
         usual = all_exact or not exact
         kind = "exact" if all_exact else kind
-        self._pending = _Pending(self._step, kind, usual, self._account.now() - began, started)
+        seconds = self._account.now() - began - started.work.waited
+        self._pending = _Pending(self._step, kind, usual, seconds, started)
         self._schedule.made(self._step, kind)
 
     def _collect(self) -> Look | None:
@@ -285,10 +287,13 @@ class SpectralMonitor:
             return None
         pending, self._pending = self._pending, None
         began = self._account.now()
-        beside = pending.started.work.wait()
-        self._account.charge(beside)
+        took = pending.started.work.wait()
+        self._account.excuse(took.waited)
+        self._account.charge(took.beside)
+        began += took.waited
+        elsewhere = pending.seconds + took.beside
         part = self._following.part(pending.started)
-        seconds = pending.seconds + beside + self._account.now() - began
+        seconds = elsewhere + self._account.now() - began
         contributions = self._ranks.gather(
             _Contribution(part, seconds, self._account.spent, self._account.elapsed)
         )
@@ -307,7 +312,7 @@ class SpectralMonitor:
         for delivery in self._deliveries:
             delivery.deliver(look)
         if pending.usual:
-            self._cost = pending.kind, pending.seconds + beside + self._account.now() - began
+            self._cost = pending.kind, elsewhere + self._account.now() - began
         return look
 
     def _tell(self, what: str, why: object) -> None:
@@ -338,14 +343,3 @@ def _ranks() -> Ranks:
 
         return DistributedRanks()
     return OneProcess()
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Nothing for autograd to record, nothing for autocast to round."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield

@@ -31,7 +31,7 @@ class Ranks(Protocol):
         """For each matrix the rank that owns it. Asked once, and again when the model's matrices change."""
 
     def tracker(self, group: Group) -> SpectralTracker:
-        """A new tracker of a group, on every rank; asked when the groups change."""
+        """A new tracker of a group, on every rank; asked when the groups change and after a failed look."""
 
     def begin(self, exact: Sequence[Group]) -> None:
         """A look begins, an exact one at these groups. Their snapshots come next, in this order."""
@@ -45,10 +45,17 @@ class Ranks(Protocol):
         stream of the monitor's on which it is called.
         """
 
+    def together(self, group: Group) -> bool:
+        """Whether several ranks follow the group, so that ``tracker.track`` talks to them.
+
+        On CUDA such a look is made by the thread that calls the monitor, all else by another one.
+        """
+
     def anchored(self, group: Group, tracker: SpectralTracker) -> None:
         """Called on every rank after an exact look at a group, also one that failed on its owner.
 
-        Where ranks track together, the owner's anchors go to the others here.
+        Before ``gather``, and only if there will be tracked looks. Where ranks track together, the owner's
+        anchors go to the others here.
         """
 
     def largest(self, numbers: Sequence[float]) -> list[float]:
@@ -79,6 +86,9 @@ class OneProcess:
     def snapshot(self, group: Group, kind: Literal["exact", "tracked"]) -> Matrices | None:
         # On the host nobody writes while we look: no copy.
         return group.stacked() if group.device.type == "cuda" else [m.tensor for m in group.matrices]
+
+    def together(self, group: Group) -> bool:
+        return False
 
     def anchored(self, group: Group, tracker: SpectralTracker) -> None:
         pass

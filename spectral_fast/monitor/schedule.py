@@ -69,6 +69,11 @@ class Account:
         """Time spent elsewhere, on a device."""
         self._spent += seconds
 
+    def excuse(self, seconds: float) -> None:
+        """Inside of `spending`: so much of it passed waiting for the training's own work."""
+        self._spent -= seconds
+        self._training += seconds
+
     @property
     def elapsed(self) -> float:
         return 0.0 if self._began is None else self.now() - self._began

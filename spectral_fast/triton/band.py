@@ -60,7 +60,7 @@ STAGES = 4
 
 
 @triton.jit
-def _multiply(x: tl.tensor, y: tl.tensor, total: tl.tensor) -> tl.tensor:
+def multiply(x: tl.tensor, y: tl.tensor, total: tl.tensor) -> tl.tensor:
     return tl.dot(x, y, total, input_precision="ieee", out_dtype=total.dtype)
 
 
@@ -94,15 +94,15 @@ def left_product_kernel(
     a_step = a + k[:, None] * cols + j[None, :]
     z = tl.zeros((BLOCK, TILE), a.dtype.element_ty)
     for _ in range(top, rows, STEP):
-        z -= _multiply(tl.load(v_step), tl.load(a_step), tl.zeros_like(z))
+        z -= multiply(tl.load(v_step), tl.load(a_step), tl.zeros_like(z))
         v_step += STEP * 2 * BLOCK
         a_step += STEP * cols
     t_transposed = tl.load(t + i[None, :] * BLOCK + i[:, None])
-    w = -_multiply(t_transposed, z, tl.zeros_like(z))
+    w = -multiply(t_transposed, z, tl.zeros_like(z))
     tl.store(right + i[:, None] * cols + j[None, :], w)
     v_top = tl.load(left + i[:, None] * (2 * BLOCK) + i[None, :])
     a_top = a + i[:, None] * cols + j[None, :]
-    tl.store(a_top, tl.load(a_top) - _multiply(v_top, w, tl.zeros_like(w)))
+    tl.store(a_top, tl.load(a_top) - multiply(v_top, w, tl.zeros_like(w)))
 
 
 @triton.jit
@@ -139,16 +139,16 @@ def right_product_kernel(
     wv = tl.zeros((BLOCK, BLOCK), a.dtype.element_ty)
     for _ in range(top + BLOCK, cols, STEP):
         v2 = tl.load(v2_step)
-        y -= _multiply(tl.load(a_step, mask=inside, other=0.0), v2, tl.zeros_like(y))
-        wv -= _multiply(tl.load(w_step), v2, tl.zeros_like(wv))
+        y -= multiply(tl.load(a_step, mask=inside, other=0.0), v2, tl.zeros_like(y))
+        wv -= multiply(tl.load(w_step), v2, tl.zeros_like(wv))
         a_step += STEP
         w_step += STEP
         v2_step += STEP
     v_tile = left + i[:, None] * (2 * BLOCK) + j[None, :]
     v = tl.load(v_tile, mask=inside, other=0.0)
-    y -= _multiply(v, wv, tl.zeros_like(y))
+    y -= multiply(v, wv, tl.zeros_like(y))
     triangle = tl.load(t + j[:, None] * BLOCK + j[None, :])
-    tl.store(v_tile + BLOCK, -_multiply(y, triangle, tl.zeros_like(y)), mask=inside)
+    tl.store(v_tile + BLOCK, -multiply(y, triangle, tl.zeros_like(y)), mask=inside)
 
 
 @triton.jit
@@ -186,7 +186,7 @@ def update_kernel(
     for _ in range(0, RANK, STEP):
         x = tl.load(left_step, mask=inside_rows, other=0.0)
         y = tl.load(right_step, mask=inside_cols, other=0.0)
-        taken = _multiply(x, y, taken)
+        taken = multiply(x, y, taken)
         left_step += STEP
         right_step += STEP * cols
     a_tile = a + i[:, None] * cols + i[None, :]
