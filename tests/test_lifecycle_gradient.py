@@ -212,6 +212,18 @@ def test_power_at_the_stated_effect() -> None:
     assert sum(one.inverted_u.detected for one in bent) >= 270
 
 
+def test_few_looks_are_enough_where_all_layers_say_that_their_noise_is_short_lived() -> None:
+    values = profiles(16, lambda x: 1.0 * x, 8, 0.1, 200) + 0.1 * noise(17, 20, 8, 0.0, NO_CORRELATION, 200)
+    # 90 % of 200: the slope's ten looks alone would leave every rho plausible, and nearly nothing claimed.
+    assert sum(one.detected for one in measured(values)) >= 180
+
+
+def test_a_peak_off_the_centre_is_found_though_lines_fit_it_badly() -> None:
+    values = profiles(18, lambda x: -8 * (x - 0.2) ** 2, 8, 0.1, 200)
+    values = values + 0.1 * noise(19, 40, 8, 0.0, NO_CORRELATION, 200)
+    assert sum(one.inverted_u.detected for one in measured(values)) >= 180
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("looks", "rho"), [(20, 0.5), (20, 0.98), (100, 0.98)])
 @pytest.mark.parametrize("correlation", [NO_CORRELATION, neighbours])

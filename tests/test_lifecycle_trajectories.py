@@ -128,23 +128,27 @@ def test_effective_size_is_the_variance_of_the_mean() -> None:
         assert effective_size(n, rho) == pytest.approx(1 / covariance.mean(), rel=1e-12)
 
 
-def test_the_error_of_a_mean_is_that_of_generalized_least_squares_at_the_least_certain_rho() -> None:
-    series = ar1_noise(np.random.default_rng(1), (30, 1), 0.9)
+@pytest.mark.parametrize("looks", [6, 15, 40])
+def test_the_error_of_a_mean_is_that_of_generalized_least_squares_at_the_least_certain_rho(
+    looks: int,
+) -> None:
+    series = ar1_noise(np.random.default_rng(1), (looks, 30), 0.9)
     found = mean_of_series(series)
-    errors = []
-    for rho in np.tanh(np.linspace(0, np.arctanh(0.98), 33)):
-        covariance = linalg.toeplitz(rho ** np.arange(30.0)) / (1 - rho**2)
+    np.testing.assert_allclose(found.mean, series.mean(axis=0), rtol=1e-12)
+    rhos = np.tanh(np.linspace(0, np.arctanh(0.98), 33))
+    deviances, errors = np.empty((2, len(rhos), 30))
+    ones = np.ones(looks)
+    for i, rho in enumerate(rhos):
+        covariance = linalg.toeplitz(rho ** np.arange(looks)) / (1 - rho**2)
         inverse = np.linalg.inv(covariance)
-        ones = np.ones(30)
-        centred = series[:, 0] - ones @ inverse @ series[:, 0] / inverse.sum()
-        rss = centred @ inverse @ centred
-        deviance = 29 * np.log(rss) + np.linalg.slogdet(covariance)[1] + np.log(inverse.sum())
-        errors.append((deviance, np.sqrt(rss / 29 * covariance.mean())))
-    least = min(deviance for deviance, _ in errors)
+        centred = series - ones @ inverse @ series / inverse.sum()
+        rss = np.einsum("tk,ts,sk->k", centred, inverse, centred)
+        deviances[i] = (looks - 1) * np.log(rss) + np.linalg.slogdet(covariance)[1] + np.log(inverse.sum())
+        errors[i] = np.sqrt(rss / (looks - 1) * covariance.mean())
     # 6.635: the 99 % point of chi-squared with one degree of freedom
-    expected = max(error for deviance, error in errors if deviance - least <= 6.634897)
-    assert found.error[0] == pytest.approx(expected, rel=1e-9)
-    assert found.mean[0] == pytest.approx(series.mean(), rel=1e-12)
+    plausible = deviances - deviances.min(axis=0) <= 6.634897
+    np.testing.assert_allclose(found.error, np.where(plausible, errors, 0).max(axis=0), rtol=1e-9)
+    np.testing.assert_array_equal(found.rho, rhos[deviances.argmin(axis=0)])
 
 
 @pytest.mark.parametrize("looks", [5, 20, 50])
