@@ -113,6 +113,25 @@ def test_a_look_is_the_statistics_of_every_matrix() -> None:
         assert np.array_equal(matrix.svdvals, stats.svdvals.numpy())
 
 
+def test_nothing_is_prepared_for_tracked_looks_that_never_come() -> None:
+    """The exact looks of a run that tracks, to the bit, and no tracker knows of them."""
+    models = [nn.Linear(320, 256, bias=False) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    found: list[list[Look]] = [[], []]
+    for model, looks, track_every in zip(models, found, (0, 5), strict=True):
+        monitor = SpectralMonitor(model, every=2, track_every=track_every, budget=None, sinks=[looks.append])
+        for _ in range(5):
+            monitor.step()
+        (followed,) = monitor._following._followed
+        assert (followed.tracker._anchor is None) == (track_every == 0)
+        monitor.close()
+    assert [(look.step, look.kind) for look in found[0]] == [(1, "exact"), (2, "exact"), (4, "exact")]
+    for look, tracked in zip(*found, strict=False):
+        (mine,), (theirs,) = look.matrices, tracked.matrices
+        assert (look.step, mine.kind, mine.statistics) == (tracked.step, "exact", theirs.statistics)
+        assert np.array_equal(mine.svdvals, theirs.svdvals)
+
+
 def test_embeddings_on_request() -> None:
     names = [m.name for m in SpectralMonitor(Model(), embeddings=True).look().matrices]
     assert names[0] == "token_embedding.weight"

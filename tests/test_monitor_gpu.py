@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +19,16 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.filterwarnings("ignore:.*deterministic"),
 ]
+
+
+@pytest.fixture(params=["ieee", "tf32"])
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of the training's own products."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = request.param
+    yield request.param
+    matmul.fp32_precision = before
 
 
 def trained(steps: int, monitored: bool) -> tuple[list[Tensor], list[Look], list[dict[str, Tensor]]]:
@@ -40,11 +54,12 @@ def trained(steps: int, monitored: bool) -> tuple[list[Tensor], list[Look], list
     return [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)], looks, weights
 
 
-def test_looks_beside_the_training() -> None:
+def test_looks_beside_the_training(precision: str) -> None:
     """No bit of the training differs, and a look is at the weights of its step while the next one goes on."""
     plain, _, _ = trained(12, monitored=False)
     watched, looks, weights = trained(12, monitored=True)
     assert all(map(torch.equal, plain, watched))
+    assert torch.backends.cuda.matmul.fp32_precision == precision
     assert {look.kind for look in looks} == {"exact", "tracked"}
     for look in looks:
         assert len(look.matrices) == 8
@@ -57,6 +72,59 @@ def test_looks_beside_the_training() -> None:
             else:
                 rank = float(exact.stable_rank)
                 assert matrix.statistics["stable_rank"] == pytest.approx(rank, rel=2e-3)
+
+
+def test_a_step_does_not_wait_for_the_look(precision: str) -> None:
+    """Behind kernels of a second neither copying nor tracking keeps the host; many steps, to the bit."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(4))).cuda()
+    looks: list[Look] = []
+    monitor = SpectralMonitor(model, every=100, track_every=1, budget=None, sinks=[looks.append])
+    x = torch.randn(8192, 1024, device="cuda")
+    for _ in range(3):  # compiles, and anchors
+        monitor.look()
+        monitor.step()
+    steps = []
+    for _ in range(6):
+        busy = torch.cuda.Event()
+        torch.cuda._sleep(2_000_000_000)  # clocks: a second
+        busy.record()
+        began = time.perf_counter()
+        monitor.step()
+        steps.append(time.perf_counter() - began)
+        assert not busy.query()
+        with torch.no_grad():
+            for layer in model:
+                layer.weight.add_(1e-3 * torch.randn_like(layer.weight))
+                layer(x)
+        torch.cuda.synchronize()
+    assert max(steps) < 0.2
+    monitor.close()
+    assert "tracked" in {look.kind for look in looks}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("spectral-monitor")]
+
+
+def test_looks_under_load_change_no_bit(precision: str) -> None:
+    """Large products of the training's, with tracked looks at every step whose thread multiplies, too."""
+
+    def weights(monitored: bool) -> list[Tensor]:
+        torch.manual_seed(1)
+        model = nn.Sequential(*(nn.Linear(768, 768, bias=False) for _ in range(8))).cuda()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        monitor = SpectralMonitor(model, every=10, budget=None) if monitored else None
+        x = torch.randn(8192, 768, device="cuda")
+        for _ in range(60):
+            (model(x) - x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if monitor is not None:
+                monitor.step()
+        if monitor is not None:
+            monitor.close()
+            assert monitor.report().looks["tracked"] > 1
+        return [p.detach().clone() for p in model.parameters()]
+
+    assert all(map(torch.equal, weights(False), weights(True)))
 
 
 def test_a_tracker_follows() -> None:

@@ -255,6 +255,14 @@ def test_the_account_sees_training_and_looking_apart() -> None:
     assert account.elapsed == 15.75
     account.charge(0.25)
     assert account.spent == 2.0
+    with account.spending():
+        now[0] += 3
+        account.excuse(2.5)  # for kernels of the training: a step's time
+    now[0] += 11.5
+    spend(0.0, True)
+    assert account.spent == 2.5
+    assert account.step_seconds == 14.0
+    assert account.elapsed == 30.25
 
 
 def test_ranks_with_different_clocks_decide_alike() -> None:

@@ -4,13 +4,14 @@ The host code of backends/triton.py runs on CPU tensors with its launches record
 each into signature, constants and attributes. So what is compiled is what a GPU would get, block sizes and
 alignment included. Registers, spills and instructions are read from the binaries.
 
-The kernels of `load` and `band` are launched by functions of their own modules, recorded likewise.
+The kernels of `load`, `band` and `products` are launched by their own modules, recorded likewise.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime import jit  # noqa: E402
 
 from spectral_fast.backends import triton as backend  # noqa: E402
-from spectral_fast.triton import band  # noqa: E402
+from spectral_fast.triton import band, products  # noqa: E402
 from spectral_fast.triton import load as loading  # noqa: E402
 from spectral_fast.triton import stats as kernels  # noqa: E402
 
@@ -171,15 +172,28 @@ def launch_band(dtype: torch.dtype, batch: int = 3, rows: int = 128, cols: int =
         band.update(a, left, right, top, rank)
 
 
-def check_pipeline(launch: Launch, target: GPUTarget, shared_limit: int, folder: Path) -> None:
+def launch_products(dtype: torch.dtype, cols: int, batch: int = 3, m: int = 100, n: int = 70) -> None:
+    """From an address that is aligned to an entry and no more."""
+    memory = torch.ones(batch * m * n + 1, dtype=dtype)[1:]
+    products.gram_product(memory.view(batch, m, n), torch.ones(batch, n, cols, dtype=dtype))
+
+
+def check_pipeline(
+    launch: Launch, target: GPUTarget, shared_limit: int, folder: Path, spilled: int = 0
+) -> None:
+    """spilled: bytes of the stack that a kernel may take."""
     name, dtype = launch.kernel.__name__, launch.args[0].dtype
     binary = compiled(launch, target)
     found, code = resources(binary, target, folder), disassembly(binary, target, folder)
     print(target.arch, name, dtype, launch.options, binary.metadata.shared, found)  # pytest -rP shows them
     registers = found.pop("vgpr_count" if target.backend == "hip" else "REG")
-    whole = name == "right_product_kernel" and dtype == torch.float32  # see RIGHT_WARPS
-    limit = 255 if whole else PIPELINE_REGISTERS[dtype]
-    assert 0 < registers <= limit, name
+    most = PIPELINE_REGISTERS[dtype]
+    if launch.kernel is products.product_kernel:
+        most = products.REGISTERS
+    elif launch.kernel is band.right_product_kernel and dtype == torch.float32:
+        most = 255  # see RIGHT_WARPS
+    assert 0 < registers <= most, name
+    assert found.pop("STACK", 0) <= spilled, name
     assert not any(found.values()), (name, found)
     assert binary.metadata.shared <= shared_limit
     assert binary.metadata.num_warps == launch.options["num_warps"]
@@ -190,7 +204,7 @@ def check_pipeline(launch: Launch, target: GPUTarget, shared_limit: int, folder:
         assert "ftz" not in binary.asm["ptx"], name
     else:
         assert re.search(r"\.amdhsa_float_denorm_mode_32 3$", code, re.MULTILINE), name
-    if launch.kernel in (loading.peak_kernel, loading.load_kernel):
+    if launch.kernel in (loading.peak_kernel, loading.load_kernel, products.total_kernel):
         return
 
     # Products of float32 are products of float32; float64 is multiplied by tensor cores where they are fast.
@@ -201,7 +215,7 @@ def check_pipeline(launch: Launch, target: GPUTarget, shared_limit: int, folder:
             r"\b(?:tt\.dot|ttng\.warp_group_dot) %[\w#]+, %[\w#]+, (%[\w#]+)", binary.asm["ttgir"]
         )
         zeros = re.findall(r"(%\w+) = arith\.constant dense<0\.0+e\+00>", binary.asm["ttgir"])
-        assert len(begins) >= 3, name
+        assert len(begins) >= (1 if launch.kernel is products.product_kernel else 3), name
         assert set(begins) <= set(zeros), (name, begins)
     double = dtype == torch.float64
     if target.backend == "hip":
@@ -235,6 +249,75 @@ def test_every_kernel_of_the_pipeline(
     assert len(launches) == (20 if chip == "sm_90" else 14)
     for launch in launches:
         check_pipeline(launch, target, shared_limit, tmp_path)
+
+
+@pytest.mark.parametrize("chip", [*CHIPS, *(pytest.param(chip, marks=pytest.mark.slow) for chip in CONSUMER)])
+def test_gram_product(
+    chip: str, launches: list[Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 48 vectors, as a tracker has them."""
+    check_products(chip, ((torch.float32, 48),), launches, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", [*CHIPS, *CONSUMER])
+def test_gram_product_of_any_width(
+    chip: str, launches: list[Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = ((torch.float32, 16), (torch.float32, 32), *((torch.float64, cols) for cols in (16, 32, 48)))
+    check_products(chip, cases, launches, tmp_path, monkeypatch)
+
+
+def check_products(
+    chip: str,
+    cases: Iterable[tuple[torch.dtype, int]],
+    launches: list[Launch],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
+    target, shared_limit = (CHIPS | CONSUMER)[chip]
+    if target.backend == "hip":
+        monkeypatch.setattr(torch.version, "hip", "6.4")
+    for dtype, cols in cases:
+        launches.clear()
+        launch_products(dtype, cols)
+        names = [launch.kernel.__name__ for launch in launches]
+        assert names == ["product_kernel", "total_kernel"] * 2
+        for launch in launches:
+            # ptxas keeps two addresses from before the loop until after it, whatever registers it may take.
+            kept = chip == "sm_100" and launch.options["SQUARES"] and cols == 32 and dtype == torch.float32
+            check_pipeline(launch, target, shared_limit, folder, spilled=8 if kept else 0)
+
+
+def test_launches_of_gram_product(launches: list[Launch]) -> None:
+    """As many programs as parts of a matrix, whatever the batch; one matrix alone occupies half of a chip."""
+    for batch in (1, 5):
+        launches.clear()
+        launch_products(torch.float32, 48, batch, 768, 768)
+        grids = [launch.grid[0] for launch in launches]
+        assert grids == [batch * 12 * 6, batch * 72, batch * 12 * 6, batch * 72]
+    assert 12 * 6 >= 132 / 2  # multiprocessors of an H100
+    launches.clear()
+    launch_products(torch.float32, 100, 1, 130, 40)  # 3 tiles, 1 part, columns in three; then 1, 2, 3
+    assert [launch.grid[0] for launch in launches] == [9, 26, 6, 8]
+
+
+def test_binaries_of_gram_product(launches: list[Launch]) -> None:
+    """Four for each of three widths: by the direction of reading, the first product and the second."""
+    for m, n in ((1, 1), (100, 70), (4096, 16), (33, 768), (1536, 1536)):
+        for cols in (1, 20, 48, 100):
+            launch_products(torch.float32, cols, 2, m, n)
+            products.gram_product(torch.ones(2, n, m).mT, torch.ones(2, n, cols))
+    compiler = make_backend(CHIPS["sm_90"][0])
+    found: dict[str, set[str]] = {}
+    for kernel, _, args, options in launches:
+        bind = jit.create_function_from_signature(kernel.signature, kernel.params, compiler)
+        found.setdefault(kernel.__name__, set()).add(str(bind(*args, **options)[1:]))
+    assert {name: len(classes) for name, classes in found.items()} == {
+        "product_kernel": 12,
+        "total_kernel": 2,
+    }
 
 
 def test_launches_of_the_pipeline(launches: list[Launch]) -> None:
@@ -319,7 +402,8 @@ def test_host_code_looks_at_no_value(launches: list[Launch]) -> None:
         backend.spectral_stats(A, "torch")
         launch_load(torch.float32)
         launch_band(torch.float32)
-    assert len(launches) == 18
+        backend.gram_product(A.bfloat16(), torch.ones(2, 20, 3))
+    assert len(launches) == 22
 
 
 def test_launches_happen_on_the_device_of_the_tensor(
@@ -341,4 +425,5 @@ def test_launches_happen_on_the_device_of_the_tensor(
 
     monkeypatch.setattr(torch.cuda, "device_of", Guard)
     launch_all(torch.float32)
-    assert entered == [3, 3, 1]
+    backend.gram_product(torch.ones(4, 3), torch.ones(3, 1))
+    assert entered == [3, 3, 1, 4]

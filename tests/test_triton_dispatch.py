@@ -21,7 +21,8 @@ before = set(sys.modules)
 import spectral_fast as sf
 imported = sorted(name for name in set(sys.modules) - before if name.split(".")[0] in ("triton", "cupy"))
 registered = [
-    name for name in ("svdvals_ex", "stats_from_svdvals", "spectral_stats", "fit_powerlaw", "hill_alpha")
+    name for name in ("svdvals_ex", "stats_from_svdvals", "spectral_stats", "fit_powerlaw", "hill_alpha",
+                 "gram_product")
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"spectral_fast::{{name}}", "CUDA")
 ]
 found = sf.capabilities()["cuda"]
@@ -96,22 +97,24 @@ def test_broken_triton(tmp_path: Path) -> None:
     seen, log = state(
         path=tmp_path,
         after="""
-from spectral_fast.backends import reference_stats, triton
+from spectral_fast.backends import reference, reference_stats, triton
 S = torch.rand(4, 9)
 A = torch.rand(2, 5, 4)
 for got, want in (
     (triton.stats_from_svdvals(S, 9, 9), reference_stats.stats_from_svdvals(S, 9, 9)),
     (triton.fit_powerlaw(S, None), reference_stats.fit_powerlaw(S, None)),
     (triton.spectral_stats(A, None), reference_stats.spectral_stats(A, None)),
+    (triton.gram_product(A, torch.ones(2, 4, 1)), reference.gram_product(A, torch.ones(2, 4, 1))),
 ):
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 """,
     )
+    triton_log = backend.__name__
     reason = "triton is installed but its import fails: OSError: libtriton.so: invalid ELF header"
     assert seen["found"]["kernels"] == []
     assert set(seen["found"]["no_kernels"]) == {"svdvals_ex", *backend.OPERATORS}
     assert all(reason in why for why in seen["found"]["no_kernels"].values())
     assert (
-        log.count(f"WARNING:spectral_fast.backends.triton:statistics on the GPU run in plain torch: {reason}")
+        log.count(f"WARNING:{triton_log}:statistics and gram_product on the GPU run in plain torch: {reason}")
         == 1
     )

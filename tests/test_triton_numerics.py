@@ -17,6 +17,7 @@ gates.module("triton")
 FILES = (
     "triton_interpreted.py",
     "triton_interpreted_band.py",
+    "triton_interpreted_products.py",
     "cuda_pipeline_interpreted.py",
     "cuda_first_call_interpreted.py",
 )

@@ -129,6 +129,9 @@ def _wrong(device: torch.device, dtype: torch.dtype) -> str:
 def _may_wait() -> Iterator[None]:
     """The first call waits, also where torch shall raise at that: it says nothing of the kernels."""
     mode = torch.cuda.get_sync_debug_mode()
+    if not mode:  # of the process: another thread may be about to set it
+        yield
+        return
     torch.cuda.set_sync_debug_mode(0)
     try:
         yield

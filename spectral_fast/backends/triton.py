@@ -113,8 +113,9 @@ def gram_product(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor]:
     from spectral_fast.triton import products
 
     with torch.cuda.device_of(A):
-        work = A.detach().to(X.dtype).reshape(-1, m, n)
-        Z, energy = products.gram_product(work, X.detach().reshape(-1, *X.shape[-2:]).contiguous())
+        count = math.prod(batch)
+        vectors = X.detach().reshape(count, n, X.shape[-1]).contiguous()
+        Z, energy = products.gram_product(A.detach().to(X.dtype).reshape(count, m, n), vectors)
     return Z.view(X.shape), energy.view(batch)
 
 

@@ -38,23 +38,25 @@ class _Followed:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What went wrong with a group of a look."""
+
+    group: int
+    what: str
+    error: Exception
+
+
+@dataclass(frozen=True)
 class Started:
     """A look in work. exact: the groups that are looked at exactly, of those looked at.
 
-    problems: what went wrong, for the report, and with which group; complete when the work was waited for.
+    problems: what went wrong; complete when the work was waited for.
     """
 
     looked: Sequence[int]
     exact: frozenset[int]
     work: Work
-    problems: list[_Problem]
-
-
-@dataclass(frozen=True)
-class _Problem:
-    group: int
-    what: str
-    error: Exception
+    problems: list[Problem]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Following:
         self._track = track
         self._clock = clock
         self._streams: SideStreams | None = None
+        self._switching = False
         self._warm: set[tuple[torch.device, torch.dtype]] = set()
         self._regroup()
 
@@ -123,7 +126,7 @@ class Following:
         groups = [self._followed[i].group for i in looked]
         self._ranks.begin(groups[: len(exact)])
         numbers = {id(group): i for group, i in zip(groups, looked, strict=True)}
-        problems: list[_Problem] = []
+        problems: list[Problem] = []
         uncopied: set[int] = set()
 
         def copy(group: Group) -> Matrices | None:
@@ -131,7 +134,7 @@ class Following:
             try:
                 return self._ranks.snapshot(group, "exact" if i in exact else "tracked")
             except Exception as error:
-                problems.append(_Problem(i, f"copying {_names(group)} failed", error))
+                problems.append(Problem(i, f"copying {_names(group)} failed", error))
                 uncopied.add(i)
                 return None
 
@@ -146,7 +149,7 @@ class Following:
                     found = self._exact(i, A) if i in exact else self._tracked(i, A)
                 except Exception as error:
                     what = "an exact look at" if i in exact else "tracking"
-                    problems.append(_Problem(i, f"{what} {_names(group)} failed", error))
+                    problems.append(Problem(i, f"{what} {_names(group)} failed", error))
                     found = matrices.one_by_one(A) if i in exact else matrices.nothing(group, "tracked")
             return found if group.owner == self._ranks.rank else None
 
@@ -164,8 +167,6 @@ class Following:
 
     def part(self, started: Started) -> Part:
         """This rank's part of a look; its work was waited for."""
-        for problem in started.problems:
-            self._report(problem.what, problem.error)
         if self._track:
             for i in sorted(started.exact):
                 self._ranks.anchored(self._followed[i].group, self._followed[i].tracker)

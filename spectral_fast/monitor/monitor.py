@@ -292,6 +292,8 @@ class SpectralMonitor:
         self._account.charge(took.beside)
         began += took.waited
         elsewhere = pending.seconds + took.beside
+        for problem in pending.started.problems:
+            self._tell(problem.what, problem.error, pending.step)
         part = self._following.part(pending.started)
         seconds = elsewhere + self._account.now() - began
         contributions = self._ranks.gather(
@@ -315,12 +317,12 @@ class SpectralMonitor:
             self._cost = pending.kind, elsewhere + self._account.now() - began
         return look
 
-    def _tell(self, what: str, why: object) -> None:
-        """Once for each thing that happens."""
+    def _tell(self, what: str, why: object, step: int | None = None) -> None:
+        """Once for each thing that happens, at this step or at that of an earlier look."""
         if what not in self._told:
             self._told.add(what)
             cause = f"{type(why).__name__.lstrip('_')}: {why}" if isinstance(why, Exception) else why
-            _log.warning("step %d: %s: %s (said once)", self._step, what, cause)
+            _log.warning("step %d: %s: %s (said once)", self._step if step is None else step, what, cause)
 
     def _require_open(self) -> None:
         if self._closed:
