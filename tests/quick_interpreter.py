@@ -1,8 +1,8 @@
 """Triton's interpreter in less time: a pytest plugin of the processes of test_triton_numerics.py.
 
 For each launch it puts interpreted functions in place of triton.language's, and does so again whenever one
-jit function calls another, with the same functions and for half of the time that a kernel takes. Here it leaves
-a module alone whose functions are in place.
+jit function calls another, with the same functions and for half of the time that a kernel takes. Here it
+leaves a module alone whose functions are in place.
 """
 
 from __future__ import annotations
