@@ -75,7 +75,7 @@ def test_looks_beside_the_training(precision: str) -> None:
 
 
 def test_a_step_does_not_wait_for_the_look(precision: str) -> None:
-    """Behind kernels of a second neither copying nor tracking keeps the host; many steps, to the bit."""
+    """Behind kernels of half a second neither copying nor tracking keeps the host; many steps, to the bit."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(4))).cuda()
     looks: list[Look] = []
@@ -87,7 +87,7 @@ def test_a_step_does_not_wait_for_the_look(precision: str) -> None:
     steps = []
     for _ in range(6):
         busy = torch.cuda.Event()
-        torch.cuda._sleep(2_000_000_000)  # clocks: a second
+        torch.cuda._sleep(1_000_000_000)  # clocks: half a second
         busy.record()
         began = time.perf_counter()
         monitor.step()
