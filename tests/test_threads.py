@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import spectral_fast as sf
+from spectral_fast import _ops
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -85,6 +86,16 @@ def test_many_callers_at_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         for results in pool.map(call, range(8)):
             assert all(torch.equal(r, expected) for r in results)
+
+
+def test_a_thread_still_awake_takes_no_part_in_a_smaller_call() -> None:
+    """Three threads at work, then two matrices: a third thread would have no workspace of its own."""
+    A, X = torch.randn(5, 500, 330), torch.randn(5, 330, 16)
+    torch.set_num_threads(3)
+    expected, _ = _ops.gram_product(A, X)
+    for _ in range(1000):
+        assert torch.equal(_ops.gram_product(A, X)[0], expected)
+        assert torch.equal(_ops.gram_product(A[:2], X[:2])[0], expected[:2])
 
 
 def test_the_gil_is_released() -> None:

@@ -83,13 +83,13 @@ class Pool {
 
   template <typename Poll>
   void run(int64_t count, int workers, Piece piece, void* context, const Poll& poll) {
+    workers = static_cast<int>(std::min<int64_t>(workers, count));
     piece_ = piece;
     context_ = context;
     count_ = count;
     unfinished_.store(count, std::memory_order_relaxed);
     open_.store(static_cast<uint64_t>(workers) << worker_shift | static_cast<uint64_t>(count));
-    const int helpers = static_cast<int>(std::min<int64_t>(workers, count)) - 1;
-    for (int i = 0; i < helpers; ++i) sleepers_[i]->wake();
+    for (int i = 0; i < workers - 1; ++i) sleepers_[i]->wake();
 
     work(0);
     const auto finished = [this] { return unfinished_.load() == 0; };

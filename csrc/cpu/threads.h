@@ -45,8 +45,8 @@ class Crew {
   // As many as asked for, or fewer where the pool is taken or the system has no more threads to give.
   int threads() const { return threads_; }
 
-  // Runs piece(index, worker) for every index in [0, count), worker in [0, threads()); for the calling thread alone. No piece may
-  // throw or call run.
+  // Runs piece(index, worker) for every index in [0, count), worker in [0, min(threads(), count)); for the calling thread alone.
+  // No piece may throw or call run.
   //
   // Pieces are claimed in ascending order, one at a time, by threads that run them at once: piece i may wait for pieces below i
   // to make progress, and never waits for one that no thread has taken. That holds for one thread, too.
