@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from spectral_fast.lifecycle.commands import phenomena
-from spectral_fast.lifecycle.findings import findings, measure_all, plain, read_run
+from spectral_fast.lifecycle.findings import findings, measure_all, read_run
+from spectral_fast.lifecycle.outputs import plain
 from spectral_fast.lifecycle.series import ar1_noise
 from spectral_fast.monitor import Look, MatrixLook, ParquetSink
 from tests.lifecycle_runs import EVERY

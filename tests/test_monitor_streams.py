@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spectral_fast.monitor import Look, SpectralMonitor
-from spectral_fast.monitor.groups import Group
+from spectral_fast.monitor.groups import Group, Weights
 from spectral_fast.monitor.matrices import Found
 from spectral_fast.monitor.ranks import OneProcess
 from spectral_fast.monitor.streams import SideStreams, Took, run_on_host
@@ -116,6 +116,19 @@ class Clock:
 
 def group(device: torch.device, place: int) -> Group:
     return Group((place,), (), device, 0)
+
+
+def test_wide_matrices_join_the_batch_of_tall_ones_on_a_gpu() -> None:
+    """There a batch is what pays; on a CPU each shape keeps to itself."""
+    model = torch.nn.ModuleList(torch.nn.Linear(*shape, bias=False) for shape in ((8, 32), (32, 8), (8, 8)))
+    weights = Weights(model, embeddings=False)
+    assert weights.changed()
+    assert [group.places for group in weights.groups([0, 0, 0])] == [(0,), (1,), (2,)]
+    weights._devices = [torch.device("cuda", 0)] * 3
+    both, square = weights.groups([0, 0, 0])
+    assert (both.places, square.places) == ((0, 1), (2,))
+    tall, wide = (p.detach() for p in list(model.parameters())[:2])
+    assert torch.equal(both.stacked(), torch.stack([tall, wide.mT]))
 
 
 class Looking:

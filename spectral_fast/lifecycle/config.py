@@ -6,6 +6,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from spectral_fast.models.shapes import MODELS
+
+# Of the custom models, by name; ours, as their widths are.
+HEAD_WIDTH = {"30m": 32, "124m": 64, "282m": 64}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -107,12 +112,15 @@ def _require_whole(config: object, name: str, value: Any, least: int) -> None:
         raise ValueError(f"{type(config).__name__}: {name} must be a whole number >= {least}, got {value!r}")
 
 
-# The three of arXiv 2604.22778 without public checkpoints (widths and heads are ours), and thin ones for a
-# CPU, their depths about equally far apart in log L.
+def _custom(name: str) -> ModelConfig:
+    shape = MODELS[f"custom-{name}"]
+    return ModelConfig(shape.layers, shape.width, heads=shape.width // HEAD_WIDTH[name])
+
+
+# The three of arXiv 2604.22778 without public checkpoints, and thin ones for a CPU, their depths about
+# equally far apart in log L.
 SIZES = {
-    "30m": ModelConfig(layers=8, width=352, heads=11),
-    "124m": ModelConfig(layers=12, width=768, heads=12),
-    "282m": ModelConfig(layers=16, width=1088, heads=17),
+    **{name: _custom(name) for name in HEAD_WIDTH},
     **{
         f"thin-{layers}": ModelConfig(layers=layers, width=96, heads=3, context=128, vocabulary=1024)
         for layers in (2, 4, 6, 10, 16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -10,9 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from spectral_fast.lifecycle.asymmetry import Asymmetry, measure_asymmetry
 from spectral_fast.lifecycle.gradient import Gradient, measure_gradient
@@ -180,16 +176,3 @@ def findings(measurement: Measurement) -> list[Finding]:
             Finding(*where, *verdict, slow.tau, slow.interval, "steps, slow time constant", result.reason)
         ]
     return [Finding(*where, *verdict, result.exponent, result.interval, "exponent of depth", result.reason)]
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: records as objects, arrays as lists, NaN and infinity as null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from spectral_fast.lifecycle.adapters import Decoder
 from spectral_fast.lifecycle.correlation import RankCorrelation, rank_correlation
 from spectral_fast.lifecycle.evaluations import Evaluations, Floats
+from spectral_fast.lifecycle.outputs import plain
 from spectral_fast.lifecycle.perplexity import EvaluationText, Progress, evaluate
 from spectral_fast.lifecycle.trajectories import Trajectories
 
@@ -54,25 +55,8 @@ class Importance:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; what is not a number is null."""
-        return {
-            "loss": self.loss,
-            "importance": plain(self.importance),
-            "error": plain(self.error),
-            "alphas": {name: plain(values) for name, values in self.alphas.items()},
-            "correlations": {
-                name: {key: plain(value) for key, value in asdict(found).items()}
-                for name, found in self.correlations.items()
-            },
-        }
-
-
-def plain(value: Any) -> Any:
-    """Numbers and arrays as JSON has them: NaN and infinities as None."""
-    if isinstance(value, np.ndarray):
-        return [plain(one) for one in value.tolist()]
-    if isinstance(value, list):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        data: dict[str, Any] = plain(self)
+        return data
 
 
 def layer_alphas(checkpoint: str | os.PathLike[str]) -> dict[str, Floats]:

@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from spectral_fast.export import write_atomically
 from spectral_fast.lifecycle.figures.importance import draw_correlation, draw_importance
 from spectral_fast.lifecycle.figures.measurement import figure_of
 from spectral_fast.lifecycle.figures.pruning import draw_pruning
 from spectral_fast.lifecycle.findings import ALPHAS, Finding, findings
 from spectral_fast.lifecycle.importance import HEAVIER_TAIL
+from spectral_fast.lifecycle.outputs import write_figure, write_text
 from spectral_fast.lifecycle.reproduce import Reproduction, Trained
 from spectral_fast.lifecycle.series import Floats
 
@@ -44,19 +44,11 @@ def write_page(found: Reproduction, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _pictures(found)
     for name, (_, draw) in pictures.items():
-        write_atomically(folder / name, partial(_save, draw))
+        write_figure(folder / name, draw())
     text = "\n".join(_lines(found, pictures)) + "\n"
     page = folder / "index.md"
-    write_atomically(page, lambda path: _write(path, text))
+    write_text(page, text)
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _save(draw: Callable[[], Figure], path: Path) -> None:
-    draw().savefig(path, format="png", dpi=100)
 
 
 Pictures = dict[str, tuple[str, Callable[[], Figure]]]

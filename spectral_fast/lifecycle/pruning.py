@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from spectral_fast.lifecycle.adapters import Decoder
 from spectral_fast.lifecycle.evaluations import Evaluations, Floats, Removed
-from spectral_fast.lifecycle.importance import HEAVIER_TAIL, WHOLE, Importance, plain
+from spectral_fast.lifecycle.importance import HEAVIER_TAIL, WHOLE, Importance
+from spectral_fast.lifecycle.outputs import plain
 from spectral_fast.lifecycle.perplexity import EvaluationText, Progress, evaluate
 
 RESAMPLES = 2000

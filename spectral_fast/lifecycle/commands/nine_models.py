@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from spectral_fast.lifecycle.commands.failure import failed
 from spectral_fast.lifecycle.commands.subject import positive, write_results
 from spectral_fast.lifecycle.commands.tables import number, print_columns
+from spectral_fast.lifecycle.outputs import plain
 from spectral_fast.models.shapes import MODELS, ModelShape
 
 if TYPE_CHECKING:
@@ -58,8 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(dict(arguments.checkpoint), arguments.max_n, arguments.out)
     except (ValueError, OSError, ImportError) as error:
-        print(f"spectral-fast: error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
 
 
 def _run(given: dict[str, Path], max_n: int | None, out: Path) -> int:
@@ -126,14 +127,11 @@ def _cell(one: DepthGradient) -> str:
 
 
 def _data(one: DepthGradient) -> dict[str, Any]:
-    from spectral_fast.lifecycle.importance import plain
-
-    return {key: plain(value) for key, value in vars(one).items()}
+    data: dict[str, Any] = plain(one)
+    return data
 
 
 def _matrices(look: Trajectories) -> list[dict[str, Any]]:
-    from spectral_fast.lifecycle.importance import plain
-
     return [
         {
             **{"name": name, "layer": layer, "role": role},

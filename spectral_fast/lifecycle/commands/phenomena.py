@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectral_fast.export import write_atomically
+from spectral_fast.lifecycle.commands.failure import failed
+from spectral_fast.lifecycle.outputs import plain, write_figure, write_json
 from spectral_fast.report import encodable
 
 if TYPE_CHECKING:
@@ -66,37 +64,32 @@ def _run(arguments: argparse.Namespace) -> int:
         from spectral_fast.lifecycle.findings import ALPHAS, findings, measure_all
         from spectral_fast.monitor.parquet import RunError
     except ImportError as error:
-        return _failed(f"{error}; pip install 'spectral_fast[lifecycle]'")
+        return failed(f"{error}; pip install 'spectral_fast[lifecycle]'")
     out: Path = arguments.out
     if out.exists() and not out.is_dir():
-        return _failed(f"{out}: is a file; give a folder to --out")
+        return failed(f"{out}: is a file; give a folder to --out")
     if any(path.resolve() in (out.resolve(), *out.resolve().parents) for path in arguments.paths):
-        return _failed(f"{out}: is in a run; give another --out")
+        return failed(f"{out}: is in a run; give another --out")
     statistics = tuple(dict.fromkeys(arguments.statistic or ALPHAS))
     try:
         runs = _read(arguments.paths)
         unknown = [name for name in statistics if name not in runs[0].trajectories.values]
         if unknown:
             known = ", ".join(runs[0].trajectories.values)
-            return _failed(f"--statistic {unknown[0]}: is unknown; there are {known}")
+            return failed(f"--statistic {unknown[0]}: is unknown; there are {known}")
         measurements = measure_all(runs, statistics)
         found = [finding for measurement in measurements for finding in findings(measurement)]
         out.mkdir(parents=True, exist_ok=True)
         written = _write(out, runs, measurements, found)
     except (RunError, ValueError) as error:
-        return _failed(error)
+        return failed(error)
     except OSError as error:
-        return _failed(f"{error.filename or out}: {error.strerror or error}")
+        return failed(f"{error.filename or out}: {error.strerror or error}")
     _print_table(found)
     claimed = sum(finding.detected for finding in found)
     print(f"{claimed} of {len(found)} lines are claimed; p-values are of each line alone")
     print(encodable(f"wrote {written[0]} and {len(written) - 1} pictures in {out}"))
     return 0
-
-
-def _failed(problem: object) -> int:
-    print(f"spectral-fast: error: {problem}", file=sys.stderr)
-    return 2
 
 
 def _read(paths: Sequence[Path]) -> list[Run]:
@@ -115,7 +108,7 @@ def _write(
     out: Path, runs: Sequence[Run], measurements: Sequence[Measurement], found: Sequence[Finding]
 ) -> list[Path]:
     """findings.json first, then the pictures."""
-    from spectral_fast.lifecycle.findings import plain
+    from spectral_fast.lifecycle.figures.measurement import figure_of
 
     content = {
         "format": _FORMAT,
@@ -132,25 +125,14 @@ def _write(
         "findings": plain(list(found)),
         "measurements": plain(list(measurements)),
     }
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     written = [out / "findings.json"]
-    write_atomically(written[0], lambda path: _write_text(path, text))
+    write_json(written[0], content)
     for measurement in measurements:
         if measurement.result is not None:
             parts = (measurement.run, measurement.phenomenon, measurement.statistic)
             written.append(out / f"{'-'.join(part for part in parts if part)}.png")
-            write_atomically(written[-1], partial(_draw, measurement))
+            write_figure(written[-1], figure_of(measurement))
     return written
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _draw(measurement: Measurement, path: Path) -> None:
-    from spectral_fast.lifecycle.figures.measurement import figure_of
-
-    figure_of(measurement).savefig(path, format="png", dpi=100)
 
 
 def _print_table(found: Sequence[Finding]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
+from spectral_fast.lifecycle.commands.failure import failed
 from spectral_fast.lifecycle.commands.importance import print_importance
 from spectral_fast.lifecycle.commands.subject import (
     EXIT_CODES,
@@ -48,8 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         with opened(arguments) as subject:
             _measure(subject, arguments.most, arguments.seeds)
     except (ValueError, OSError, ImportError) as error:
-        print(f"spectral-fast: error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     return 0
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+from spectral_fast.lifecycle.commands.failure import failed
 from spectral_fast.lifecycle.config import SIZES, TrainConfig
 
 _EXIT_CODES = """\
@@ -46,15 +46,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec("matplotlib") is None:  # after an hour would be late
-        return _failed("the page needs matplotlib: pip install 'spectral_fast[lifecycle]'")
+        return failed("the page needs matplotlib: pip install 'spectral_fast[lifecycle]'")
     try:
         from spectral_fast.lifecycle.page import write_page
         from spectral_fast.lifecycle.reproduce import Plan, reproduce
         from spectral_fast.monitor.parquet import RunError
     except ImportError as error:
-        return _failed(f"{error}; pip install 'spectral_fast[lifecycle]'")
+        return failed(f"{error}; pip install 'spectral_fast[lifecycle]'")
     if arguments.jobs is not None and arguments.jobs < 1:
-        return _failed(f"--jobs {arguments.jobs}: is not a positive number")
+        return failed(f"--jobs {arguments.jobs}: is not a positive number")
     try:
         model = SIZES["thin-2"]
         if arguments.width is not None:
@@ -70,17 +70,12 @@ def _run(arguments: argparse.Namespace) -> int:
         found = reproduce(arguments.out, plan, jobs=arguments.jobs, say=_say)
         page = write_page(found, arguments.page or arguments.out / "page")
     except (RunError, ValueError) as error:
-        return _failed(error)
+        return failed(error)
     except OSError as error:
-        return _failed(f"{error.filename or arguments.out}: {error.strerror or error}")
+        return failed(f"{error.filename or arguments.out}: {error.strerror or error}")
     print(f"wrote {page} after {found.seconds / 60:.1f} minutes")
     return 0
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _failed(problem: object) -> int:
-    print(f"spectral-fast: error: {problem}", file=sys.stderr)
-    return 2

@@ -11,16 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from spectral_fast.export import write_atomically
 from spectral_fast.lifecycle.adapters import Decoder, load_decoder
 from spectral_fast.lifecycle.evaluations import Evaluations
+from spectral_fast.lifecycle.outputs import write_figure, write_json
 from spectral_fast.lifecycle.perplexity import EvaluationText
 from spectral_fast.models import CheckpointError
 
@@ -104,19 +103,14 @@ def opened(arguments: argparse.Namespace) -> Iterator[Subject]:
 
 
 def write_results(out: Path, name: str, data: dict[str, Any]) -> None:
-    """Write one JSON file, whole or not at all, and say so."""
-    content = json.dumps({"format": 1, **data}, indent=1, allow_nan=False) + "\n"
-    write_atomically(out / name, partial(_write_text, content))
+    """Write one JSON file and say so."""
+    write_json(out / name, {"format": 1, **data})
     print(f"wrote {out / name}")
 
 
-def _write_text(content: str, path: Path) -> None:
-    path.write_text(content, encoding="utf-8")
-
-
 def save_figure(figure: Any, out: Path, name: str) -> None:
-    """Write one PNG, whole or not at all, and say so."""
-    write_atomically(out / name, lambda path: figure.savefig(path, format="png", dpi=100))
+    """Write one PNG and say so."""
+    write_figure(out / name, figure)
     print(f"wrote {out / name}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from spectral_fast.lifecycle.commands.failure import failed
 from spectral_fast.lifecycle.config import SIZES, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -92,13 +92,13 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         from spectral_fast.monitor.parquet import RunError
     except ImportError as error:
-        return _failed(error)
+        return failed(error)
     try:
         _train(arguments)
     except (ImportError, ValueError, RunError) as error:  # TrainingError and CorpusError are ValueErrors
-        return _failed(error)
+        return failed(error)
     except OSError as error:
-        return _failed(f"{error.filename or arguments.path}: {error.strerror or error}")
+        return failed(f"{error.filename or arguments.path}: {error.strerror or error}")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -165,11 +165,6 @@ def _join(device: torch.device | None) -> bool:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")
     return dist.get_rank() == 0
-
-
-def _failed(why: object) -> int:
-    print(f"spectral-fast: error: {why}", file=sys.stderr)
-    return 2
 
 
 class _Lines:
