@@ -2,9 +2,9 @@
 
 The example's GPT is trained with AdamW; after every step every weight matrix is tracked, and every `every`
 steps looked at exactly. At random steps that the tracker cannot foresee, and 5 and `every` steps after each
-exact look, its statistics are audited against all singular values of the same weights. Next to it runs the
-tracker of the stable rank alone. At some audits torch.linalg.svdvals of one matrix of each shape is timed
-right after the look.
+exact look, its statistics are audited against all singular values of the same weights. Next to it run
+trackers without exponents: of 16 leading values, and of the stable rank alone. At some audits
+torch.linalg.svdvals of one matrix of each shape is timed right after the look.
 
 The gate: sigma_1 and the stable rank within 1e-3 and the other leading values within 1e-2 at every audit.
 Without it no time is printed.
@@ -42,7 +42,19 @@ from spectral_fast import (
 )
 
 EXPONENTS = ("alpha_hill", "alpha", "alpha_ranksize")
-GATED = {"spectral_norm": 1e-3, "stable_rank": 1e-3, "leading": 1e-2, "stable_rank alone": 1e-3}
+GATED = {
+    "spectral_norm": 1e-3,
+    "stable_rank": 1e-3,
+    "leading": 1e-2,
+    "leading alone": 1e-2,
+    "stable_rank alone": 1e-3,
+}
+# What is followed: everything, no exponents, the stable rank and nothing else.
+TRACKERS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "leading alone": {"exponents": False},
+    "stable rank alone": {"k": 1, "exponents": False},
+}
 WRONG = "beyond the tolerance"
 _NEAR = 5
 # Of all audits, how many are followed by a timing of torch.
@@ -86,17 +98,19 @@ class Summary:
 
 @dataclass
 class Shape:
-    """The matrices of one shape: seconds a matrix."""
+    """The matrices of one shape: seconds a matrix.
+
+    By tracker: its looks, torch's time over them, and at how many of them it asked for an exact look.
+    """
 
     rows: int
     cols: int
     count: int
-    tracked: list[float] = field(default_factory=list)
-    alone: list[float] = field(default_factory=list)
+    tracked: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TRACKERS})
+    ratios: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in TRACKERS})
+    asked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TRACKERS, 0))
     exact: list[float] = field(default_factory=list)
     torch: list[float] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
-    ratios_alone: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -138,7 +152,7 @@ class _Group:
 
     def __init__(self, matrices: Sequence[WeightMatrix]) -> None:
         self.matrices = matrices
-        self.tracker, self.alone = SpectralTracker(), SpectralTracker(k=1, exponents=False)
+        self.trackers = {name: SpectralTracker(**options) for name, options in TRACKERS.items()}
         self.last: SpectralStats | None = None
         self.shape = Shape(*matrices[0].shape, len(matrices))
 
@@ -148,9 +162,11 @@ class _Group:
     def look_exactly(self) -> None:
         weights = self.weights()
         began = time.perf_counter()
-        self.last = self.tracker.exact(weights)
+        self.last = self.trackers["all"].exact(weights)
         self.shape.exact.append((time.perf_counter() - began) / len(weights))
-        self.alone.anchor(weights, self.last)
+        for name, tracker in self.trackers.items():
+            if name != "all":
+                tracker.anchor(weights, self.last)
 
 
 def measure_tracking(
@@ -212,18 +228,18 @@ def _worst(found: TrackingRun) -> str:
 
 def _look(found: TrackingRun, group: _Group, distance: int, *, audited: bool, timed: bool) -> None:
     weights, shape = group.weights(), group.shape
-    began = time.perf_counter()
-    tracked = group.tracker.track(weights)
-    between = time.perf_counter()
-    alone = group.alone.track(weights)
-    ended = time.perf_counter()
-    shape.tracked.append((between - began) / len(weights))
-    shape.alone.append((ended - between) / len(weights))
+    looks = {}
+    for name, tracker in group.trackers.items():
+        began = time.perf_counter()
+        looks[name] = tracker.track(weights)
+        shape.tracked[name].append((time.perf_counter() - began) / len(weights))
+        shape.asked[name] += bool(looks[name].needs_exact.any())
+    tracked, alone = looks["all"], looks["stable rank alone"]
     if timed:
         seconds = min(_torch_seconds(weights[0], threads) for threads in {1, torch.get_num_threads()})
         shape.torch.append(seconds)
-        shape.ratios.append(seconds / shape.tracked[-1])
-        shape.ratios_alone.append(seconds / shape.alone[-1])
+        for name, times in shape.tracked.items():
+            shape.ratios[name].append(seconds / times[-1])
     if not audited:
         return
     exact, last = spectral_stats(torch.stack(weights), return_svdvals=True), group.last
@@ -234,7 +250,8 @@ def _look(found: TrackingRun, group: _Group, distance: int, *, audited: bool, ti
         stated = getattr(tracked, name + "_error")
         audits[name].add(distance, getattr(tracked, name), getattr(exact, name), getattr(last, name), stated)
     leading = exact.svdvals[:, : tracked.leading.shape[-1]].double()
-    audits["leading"].add(distance, tracked.leading, leading, None, tracked.leading_error)
+    for name, look in (("leading", tracked), ("leading alone", looks["leading alone"])):
+        audits[name].add(distance, look.leading, leading, None, look.leading_error)
     audits["stable_rank alone"].add(
         distance, alone.stable_rank, exact.stable_rank, last.stable_rank, alone.stable_rank_error
     )
@@ -317,26 +334,28 @@ def _print_accuracy(found: TrackingRun, console: Console) -> None:
 
 
 def _print_times(found: TrackingRun, console: Console) -> None:
-    table = _table("seconds a matrix", "tracked", "mean", "stable rank alone", "mean", "exact look", "torch")
-    for heading in ("torch / tracked", "with looks", "torch / alone"):
+    table = _table("seconds a matrix", "tracker", "tracked", "mean", "exact look", "torch", "torch / tracked")
+    for heading in ("asked", "with those", "with all looks"):
         table.add_column(heading, justify="right", no_wrap=True)
     for shape in found.shapes:
-        if len(shape.ratios) < 2:
+        if len(shape.torch) < 2:
             continue
         times = spread(shape.torch)
-        looks = statistics.fmean(shape.tracked) + statistics.fmean(shape.exact) / found.every
-        table.add_row(
-            f"{shape.count} x {shape.rows}x{shape.cols}",
-            time_cells(spread(shape.tracked))[0],
-            f"{statistics.fmean(shape.tracked) * 1e3:.3g} ms",
-            time_cells(spread(shape.alone))[0],
-            f"{statistics.fmean(shape.alone) * 1e3:.3g} ms",
-            time_cells(spread(shape.exact))[0],
-            time_cells(times)[0],
-            _ratio(spread(shape.ratios)),
-            f"{times.median / looks:.0f}",
-            _ratio(spread(shape.ratios_alone)),
-        )
+        for name, tracked in shape.tracked.items():
+            mean, exact = statistics.fmean(tracked), statistics.fmean(shape.exact)
+            asked = mean + exact * shape.asked[name] / len(tracked)
+            table.add_row(
+                f"{shape.count} x {shape.rows}x{shape.cols}",
+                name,
+                time_cells(spread(tracked))[0],
+                f"{mean * 1e3:.3g} ms",
+                time_cells(spread(shape.exact))[0],
+                time_cells(times)[0],
+                _ratio(spread(shape.ratios[name])),
+                f"{shape.asked[name]}",
+                f"{times.median / asked:.0f}",
+                f"{times.median / (mean + exact / found.every):.0f}",
+            )
     console.print(table)
 
 

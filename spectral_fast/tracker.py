@@ -41,6 +41,8 @@ LEAST_TRACKED = 256
 # Half of those beyond k are followed one by one in the exponents.
 _GUARD, _LEAST_BLOCK = 16, 32
 _MOST_PRODUCTS = 4
+# Where one or a few leading values are followed, and nothing else.
+_LEADERS, _GUARDS_A_TURN = 8, 7
 # From vectors drawn at random: as long as they turn much from look to look, the exponents of weights that
 # stand still move, by up to 9e-4; after 24 products by 3e-4.
 _COLD_PRODUCTS = 24
@@ -247,8 +249,12 @@ class SpectralTracker:
         # The last vector is drawn anew: a direction that V does not contain at all would never be found.
         fresh = self._draw(batch, 1)[..., 0]
         limit = self.tolerance / 10 / self._calibration.gain_error
-        found = batch.look(anchor.vectors, fresh, probes, Repeat(limit, self.k, _MOST_PRODUCTS))
-        anchor.vectors = found.vectors
+        repeat = Repeat(limit, self.k, _MOST_PRODUCTS)
+        if bulk is None and self.k <= _LEADERS // 2:
+            found = _look_in_turn(anchor, batch, fresh, repeat)
+        else:
+            found = batch.look(anchor.vectors, fresh, probes, repeat)
+            anchor.vectors = found.vectors
         values = self._values(found.squares, found.pending)
         leading = values[:, : self._followed_values].square()
         followed = None
@@ -308,6 +314,23 @@ class SpectralTracker:
             needs_exact=needs,
             held=held,
         )
+
+
+def _look_in_turn(anchor: _Anchor, batch: _Batch, fresh: Tensor, repeat: Repeat) -> Look:
+    """A look with the leaders, the guards whose turn it is, and the last vector.
+
+    Half of the work of a look with all of them. What rises from the bulk meets every guard in its turn.
+    """
+    waiting = anchor.vectors.shape[-1] - _LEADERS - 1
+    leaders, guards, last = anchor.vectors.split([_LEADERS, waiting, 1], -1)
+    # The leaders have moved since these were looked at.
+    others = torch.cat([guards[..., :_GUARDS_A_TURN], last], -1)
+    others = torch.nn.functional.normalize(others - leaders @ (leaders.mT @ others), dim=-2)
+    found = batch.look(torch.cat([leaders, others], -1), fresh, None, repeat)
+    leaders, done, last = found.vectors.split([_LEADERS, _GUARDS_A_TURN, 1], -1)
+    anchor.vectors = torch.cat([leaders, guards[..., _GUARDS_A_TURN:], done, last], -1)
+    # The other values are some of those that follow: which, is not known.
+    return found._replace(squares=found.squares[:, :_LEADERS], pending=found.pending[:, :_LEADERS])
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import tracking as benchmark
-from benchmarks.tracking import Audits, TrackingRun
+from benchmarks.tracking import TRACKERS, Audits, TrackingRun
 from examples import train_gpt
 from spectral_fast import SpectralTracker, TrackedStats
 
@@ -43,7 +43,9 @@ def test_every_statistic_is_audited(tmp_path: Path, capsys: pytest.CaptureFixtur
         (1024, 256, 1),
         (256, 1024, 1),
     ]
-    assert all(len(one["tracked"]) == 12 and len(one["exact"]) == 3 for one in data["shapes"])
+    for one in data["shapes"]:
+        assert {name: len(times) for name, times in one["tracked"].items()} == dict.fromkeys(TRACKERS, 12)
+        assert len(one["exact"]) == 3
     for name in (
         "spectral_norm",
         "stable_rank",
