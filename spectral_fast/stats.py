@@ -88,9 +88,9 @@ def spectral_stats(A: Tensor, *, driver: str | None = None, return_svdvals: bool
     return_svdvals: keep the values in the field ``svdvals``.
 
     Returns fields (\\*), float64 whatever A's dtype (n_tail int64), from values as accurate as svdvals'.
-    Differentiable but for ``alpha`` and the fields after it. A matrix with a NaN or an infinity has NaN statistics and n_tail 0; nothing is raised for it and a GPU
-    is never waited for. Raises TypeError or ValueError for what is no batch of real matrices, ValueError for
-    a driver of ours that the device lacks.
+    Differentiable but for ``alpha`` and the fields after it. A matrix with a NaN or an infinity has NaN
+    statistics and n_tail 0; nothing is raised for it and a GPU is never waited for. Raises TypeError or
+    ValueError for what is no batch of real matrices, ValueError for a driver of ours that the device lacks.
     Source: docs/statistics.md has the formula and the source of every field.
     """
     if not isinstance(A, Tensor):

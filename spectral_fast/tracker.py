@@ -141,8 +141,9 @@ class SpectralTracker:
 
         A: (\\*, m, n) or a sequence of (m, n) matrices of one shape; real dtypes.
 
-        Returns the statistics, with svdvals; fields (\\*), of a sequence (its length). Raises TypeError or ValueError as spectral_stats does,
-        RuntimeError where products were given: what is here is no whole matrix then.
+        Returns the statistics, with svdvals; fields (\\*), of a sequence (its length). Raises TypeError or
+        ValueError as spectral_stats does, RuntimeError where products were given: what is here is no whole
+        matrix then.
         """
         if not self._whole:
             raise RuntimeError("SpectralTracker.exact: with products given, look elsewhere and call anchor()")
