@@ -64,6 +64,7 @@ LIFECYCLE = {
         "training.train",
         "training.Progress",
         "training.held_out_loss",
+        "gpt.GPT",
         "run_folder.load_model",
         "run_folder.RunSummary",
         "run_folder.TrainingError",
@@ -94,6 +95,7 @@ LIFECYCLE = {
         "adapters.load_decoder",
         "adapters.Decoder",
         "perplexity.EvaluationText",
+        "perplexity.evaluate",
         "evaluations.Evaluations",
         "importance.layer_alphas",
         "importance.measure_importance",
@@ -102,8 +104,16 @@ LIFECYCLE = {
         "correlation.RankCorrelation",
         "pruning.measure_pruning",
         "pruning.Pruning",
+        "pruning.Curve",
+        "pruning.Ratio",
     ),
-    "Reproduce": ("reproduce.reproduce", "reproduce.Plan"),
+    "Reproduce": ("reproduce.reproduce", "reproduce.Plan", "reproduce.Reproduction", "reproduce.Trained"),
+    "The nine models": (
+        "nine_models.measure_model",
+        "nine_models.depth_gradients",
+        "nine_models.DepthGradient",
+        "nine_models.look_seconds",
+    ),
 }
 # Their methods are called by somebody else: the Trainer's callbacks, and those of Ranks once more.
 CALLED_BY_OTHERS = ("SpectralCallback", "DistributedRanks")
@@ -287,10 +297,18 @@ def items(lines: list[str], names: set[str] | None) -> str:
 
 def inline(text: str) -> str:
     """Roles and double backticks as Markdown's code; no asterisk outside of it is emphasis."""
-    text = _ROLE.sub(lambda found: f"`{found[1]}`", text)
+    text = _ROLE.sub(lambda found: linked(found[1]), text)
     text = re.sub(r"``([^`]+)``", lambda found: f"`{found[1]}`", text)
     parts = text.split("`")
     return "`".join(re.sub(r"\\?\*", r"\\*", part) if i % 2 == 0 else part for i, part in enumerate(parts))
+
+
+def linked(path: str) -> str:
+    """A name in code type, and where it has an entry on this page a link to that."""
+    name = path.rpartition(".")[2]
+    groups = (TOP_LEVEL, MONITOR, LIFECYCLE)
+    entries = {one.rpartition(".")[2] for group in groups for names in group.values() for one in names}
+    return f"[`{path}`](#{name.lower()})" if name in entries else f"`{path}`"
 
 
 def fenced(text: str) -> str:
