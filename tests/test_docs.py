@@ -15,12 +15,7 @@ from tests.doc_pages import COMMANDS, ROOT, Block, anchors, blocks, code_spans, 
 
 DOCS = ROOT / "docs"
 # Why a block may be left unrun. Another reason is another block that nobody runs: add it here knowingly.
-REASONS = {
-    "needs a CUDA device",
-    "needs the network",
-    "needs a checkpoint of the reader's",
-    "an excerpt of a page of another tool",
-}
+REASONS = {"needs a CUDA device", "needs the network"}
 ALL = [block for page in pages() for block in blocks(page)]
 _FILE = re.compile(r"[\w./-]+/[\w.-]+\.(?:py|inl|cu|cpp|h|md|toml|pyi)")
 
