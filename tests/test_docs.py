@@ -136,7 +136,7 @@ def test_files_named_in_text(page: Path) -> None:
 
 
 def test_every_page_is_reachable() -> None:
-    """From docs/index.md, and that from README."""
+    """From docs/index.md."""
     seen, queue = set(), [DOCS / "index.md"]
     while queue:
         page = queue.pop()
@@ -144,7 +144,7 @@ def test_every_page_is_reachable() -> None:
             continue
         seen.add(page)
         targets = ((page.parent / target.partition("#")[0]).resolve() for target in links(page))
-        queue += [target for target in targets if target.suffix == ".md" and DOCS in target.parents]
+        queue += [target for target in targets if target in pages() and DOCS in target.parents]
     assert {name(page) for page in pages() if DOCS in page.parents} == {name(page) for page in seen}
 
 
