@@ -71,7 +71,11 @@ def explain(
 ) -> Plan:
     """Which path svdvals takes for such a call, and why. ``print(explain(...))`` is one line.
 
-    Raises ValueError where the call would be refused.
+    shape: (\\*, m, n) of the tensor; the length of the batch counts.
+    dtype, device, driver: of the call. A device needs not be there: what would run is said, but whether CUDA
+        kernels load is found out on this machine.
+
+    Raises ValueError where the call would be refused: the shape, the dtype, the driver.
     """
     kind = torch.device(device).type
     missing = cuda.load()[1] if kind == "cuda" else ""

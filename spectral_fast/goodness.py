@@ -31,18 +31,26 @@ class GoodnessOfFit(NamedTuple):
     """A power-law fit and the share of synthetic spectra that it fits worse. Fields (\\*), float64."""
 
     p_value: Tensor
+    """the share; NaN where there is no fit"""
     p_stderr: Tensor
+    """its standard deviation, of the bootstrap alone"""
     fit: PowerLawFit
+    """of the spectrum itself"""
 
 
 class LogNormalComparison(NamedTuple):
     """The power law against the log-normal on one tail. Fields (\\*), float64."""
 
     ratio: Tensor
+    """normalized log-likelihood ratio, <= 0: negative speaks for the log-normal"""
     p_value: Tensor
+    """Vuong's, two-sided"""
     p_nested: Tensor
+    """of the ratio as that of nested models"""
     mu: Tensor
+    """mean of ln x before the cut at xmin; -inf where the power law itself is best"""
     sigma: Tensor
+    """its standard deviation; inf there"""
 
 
 def goodness_of_fit(
@@ -52,7 +60,7 @@ def goodness_of_fit(
 
     evals: (\\*, n), any order; zeros and negative values are left out, N are positive. Computed in float64.
     n_samples: synthetic spectra for each of the batch; p_value has a standard error of 0.5 / sqrt(n_samples)
-    or less.
+        or less.
     generator: on the device of evals; None is torch's default one.
 
     A synthetic spectrum has N values: each is drawn from the fitted power law with probability n_tail / N,

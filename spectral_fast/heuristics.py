@@ -27,12 +27,16 @@ CUDA_MOST_ROWS = 1 << 26
 
 @dataclass(frozen=True)
 class Plan:
-    """The path of one call: ``backend`` ("cpu", "cuda", "reference"), ``driver``, ``stages``, why."""
+    """The path of one call; ``str`` of it is one line."""
 
     backend: str
+    """where: "cpu" or "cuda" by kernels of ours, "reference" by plain torch"""
     driver: str
+    """as in svdvals, chosen where none was asked for"""
     stages: tuple[str, ...]
+    """the steps from the matrix to its values, in order"""
     reason: str
+    """why this path"""
 
     def __str__(self) -> str:
         return f"{self.backend}:{self.driver} [{' -> '.join(self.stages)}] because {self.reason}"

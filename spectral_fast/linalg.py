@@ -15,10 +15,12 @@ from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, choose
 
 
 class SvdvalsResult(NamedTuple):
-    """What svdvals_ex returns: ``S`` (\\*, k) and ``info`` (\\*) int32."""
+    """What svdvals_ex returns, for a batch (\\*) of m x n matrices, k = min(m, n)."""
 
     S: Tensor
+    """(\\*, k), descending, >= 0, in A's real dtype (float32 for half precisions); NaN where info is 1"""
     info: Tensor
+    """(\\*) int32: 0 where S holds, 1 where the matrix has a NaN or an infinity"""
 
 
 def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) -> Tensor:
@@ -28,7 +30,7 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
         (which torch refuses) are computed in float32; complex64 and complex128 by torch.linalg.svdvals.
     driver: None chooses (see :func:`spectral_fast.explain`); "bidiag" (our kernels, on the CPU and on CUDA),
         "gram" (less accurate, see below), "torch", and torch's own "gesvd", "gesvdj", "gesvda" on CUDA.
-    out: as in torch.
+    out: as in torch: (\\*, k), of the dtype that is returned.
 
     Returns (\\*, k), k = min(m, n): descending, >= 0, in A's real dtype (float32 for half precisions).
     For every matrix max |s - sigma| is at most c eps sigma_1 with c = 2 (k <= 128), 4 (k <= 1024), 8
@@ -46,6 +48,7 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
     Raises what torch.linalg.svdvals raises for bad arguments, ValueError for a driver of ours that the
     device lacks, and torch.linalg.LinAlgError naming the batch element for a NaN or an infinity in A
     (on CUDA that check waits for the device; svdvals_ex does not).
+    Source: Householder reduction to a band and on to a bidiagonal, Sturm counts; docs/algorithms.md.
     """
     if not _ours(A, driver) or (out is not None and not _fits(A, out)):
         return _torch_svdvals(A, driver, out)
@@ -64,8 +67,12 @@ def svdvals_ex(A: Tensor, *, driver: str | None = None, check_errors: bool = Fal
     A, driver: as in :func:`svdvals`.
     check_errors: raise as :func:`svdvals` does.
 
-    Returns ``S`` (\\*, k) and ``info`` (\\*) int32: 0 where S holds, 1 where the matrix has a NaN or an
-    infinity; S is NaN there and the other matrices are unaffected.
+    Returns ``S`` (\\*, k), as :func:`svdvals` does, and ``info`` (\\*) int32: 0 where S holds, 1 where the
+    matrix has a NaN or an infinity; S is NaN there and the other matrices are unaffected. Only S is
+    differentiable, as svdvals is.
+
+    Raises what torch.linalg.svdvals raises for bad arguments, TypeError for what is no dense batch of
+    floating-point matrices, ValueError for a driver of ours that the device lacks.
     """
     if not _ours(A, driver):
         _torch_svdvals(A, driver, None)

@@ -22,10 +22,15 @@ class PowerLawFit(NamedTuple):
     """A continuous power law p(x) ~ x^-alpha on x >= xmin. Fields (\\*): float64, n_tail int64."""
 
     alpha: Tensor
+    """density exponent"""
     alpha_stderr: Tensor
+    """(alpha - 1) / sqrt(n_tail)"""
     xmin: Tensor
+    """threshold, in the units of x"""
     ks_distance: Tensor
+    """D, the Kolmogorov-Smirnov distance of the tail to the fit"""
     n_tail: Tensor
+    """values >= xmin; 0 where there is no fit"""
 
 
 def fit_powerlaw(evals: Tensor, *, xmin: float | Tensor | None = None) -> PowerLawFit:
@@ -55,10 +60,14 @@ def fit_powerlaw(evals: Tensor, *, xmin: float | Tensor | None = None) -> PowerL
 def hill_alpha(evals: Tensor, *, k: int | None = None) -> Tensor:
     """Hill estimate of the density exponent over the upper half of the eigenvalues, or the k largest.
 
-    evals: (\\*, n), any order; with lambda_0 <= ... <= lambda_{N-1} its positive values,
-    i = floor(N / 2) (or N - k) and n = N - i:  1 + n / (sum_{j >= i} ln lambda_j - n ln lambda_i).
+    evals: (\\*, n), any order, of a real dtype; zeros and negative values are left out.
+    k: how many of the largest; None takes the upper half.
+
+    With lambda_0 <= ... <= lambda_{N-1} the positive values, i = floor(N / 2) (or N - k) and n = N - i:
+    1 + n / (sum_{j >= i} ln lambda_j - n ln lambda_i).
     Returns (\\*) float64; NaN where the tail is constant or k exceeds N. Differentiable.
-    Raises ValueError for k < 1. Source: Hill 1975; the half is TempBalance's and AlphaPruning's choice.
+    Raises TypeError or ValueError for what is no spectrum, ValueError for k < 1.
+    Source: Hill 1975; the half is TempBalance's and AlphaPruning's choice.
     """
     require_spectrum(evals, "hill_alpha", "evals")
     if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
@@ -70,7 +79,10 @@ def hill_alpha(evals: Tensor, *, k: int | None = None) -> Tensor:
 def ranksize_slope(S: Tensor) -> Tensor:
     """Minus the least-squares slope of ln sigma_k on ln k over all positive singular values.
 
-    S: (\\*, n), any order. Returns (\\*) float64, NaN with fewer than two positive values. Differentiable.
+    S: (\\*, n), any order, of a real dtype; zeros are left out.
+
+    Returns (\\*) float64, NaN with fewer than two positive values. Differentiable. Raises TypeError or
+    ValueError for what is no spectrum. Source: docs/statistics.md, "Three exponents".
     """
     require_spectrum(S, "ranksize_slope", "S")
     result: Tensor = _ranksize(S)

@@ -87,8 +87,11 @@ def spectral_stats(A: Tensor, *, driver: str | None = None, return_svdvals: bool
     A, driver: as in :func:`spectral_fast.svdvals`; real dtypes only.
     return_svdvals: keep the values in the field ``svdvals``.
 
-    A matrix with a NaN or an infinity has NaN statistics and n_tail 0; nothing is raised for it and a GPU
-    is never waited for. Raises TypeError or ValueError for what is no batch of real matrices.
+    Returns fields (\\*), float64 whatever A's dtype (n_tail int64), from values as accurate as svdvals'.
+    Differentiable but for ``alpha`` and the fields after it. A matrix with a NaN or an infinity has NaN
+    statistics and n_tail 0; nothing is raised for it and a GPU is never waited for. Raises TypeError or
+    ValueError for what is no batch of real matrices, ValueError for a driver of ours that the device lacks.
+    Source: docs/statistics.md has the formula and the source of every field.
     """
     if not isinstance(A, Tensor):
         raise TypeError(f"spectral_stats(): argument 'A' must be Tensor, not {type(A).__name__}")
@@ -102,11 +105,16 @@ def spectral_stats(A: Tensor, *, driver: str | None = None, return_svdvals: bool
 
 
 def stats_from_svdvals(S: Tensor, *, shape: tuple[int, int] | None = None) -> SpectralStats:
-    """All statistics from singular values S (\\*, r), any order, >= 0.
+    """All statistics of each spectrum in S; see :class:`SpectralStats`.
 
+    S: singular values (\\*, r), any order, >= 0, of a real dtype; computed in float64.
     shape: (m, n) of the matrices the values come from, with min(m, n) = r. Without it the mp_*
-    fields are NaN. A row with a NaN has NaN statistics. Raises TypeError or ValueError for what is no
-    spectrum.
+        fields are NaN.
+
+    Returns fields (\\*), float64 (n_tail int64), differentiable but for ``alpha`` and the fields after it. A
+    row with a NaN, an infinity or a negative value has NaN statistics. Raises TypeError or ValueError for
+    what is no spectrum, ValueError for a shape that is none or does not have r values.
+    Source: docs/statistics.md has the formula and the source of every field.
     """
     require_spectrum(S, "stats_from_svdvals", "S")
     if shape is not None and not _is_shape(shape):

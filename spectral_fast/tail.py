@@ -46,6 +46,7 @@ class TailStats:
     spectral_norm: Tensor
     """sigma_1"""
     spectral_norm_error: Tensor
+    """standard error, as every field of this kind"""
     frobenius_norm: Tensor
     """sqrt(sum sigma^2), exact but for rounding"""
     stable_rank: Tensor

@@ -87,7 +87,7 @@ class TrackedStats:
 
 
 class SpectralTracker:
-    """Follows a batch of matrices of one shape while they are trained.
+    """Follows a batch of matrices of one shape and real dtype while they are trained.
 
     ``exact`` looks exactly and anchors the tracker; ``track`` follows from there. It keeps k + 36 float32
     numbers a column (the shorter side) and matrix, k + 16 without the exponents, k counted as 16 at least:
@@ -107,6 +107,9 @@ class SpectralTracker:
         products: computes (A^T A X, sum of squares of A) in place of the operator gram_product, for weights
             whose rows lie in several places: ``anchor`` and ``track`` then take any part of the rows of each
             matrix, and matrices of 256 rows and columns or more.
+
+    Raises ValueError for k below 1 and for a tolerance that is not positive.
+    Source: docs/tracking.md.
     """
 
     def __init__(
@@ -137,8 +140,10 @@ class SpectralTracker:
         """Looks exactly at the matrices and tracks from there.
 
         A: (\\*, m, n) or a sequence of (m, n) matrices of one shape; real dtypes.
-        Returns the statistics, with svdvals. Raises TypeError or ValueError as spectral_stats does,
-        RuntimeError where products were given: what is here is no whole matrix then.
+
+        Returns the statistics, with svdvals; fields (\\*), of a sequence (its length). Raises TypeError or
+        ValueError as spectral_stats does, RuntimeError where products were given: what is here is no whole
+        matrix then.
         """
         if not self._whole:
             raise RuntimeError("SpectralTracker.exact: with products given, look elsewhere and call anchor()")
@@ -147,7 +152,11 @@ class SpectralTracker:
         return stats
 
     def anchor(self, A: Matrices, stats: SpectralStats) -> None:
-        """Tracks from an exact look made elsewhere: stats of A, with svdvals. Learns from it first."""
+        """Tracks from an exact look made elsewhere; learns from it first how large errors were.
+
+        A: as in ``exact``.
+        stats: what :func:`spectral_fast.spectral_stats` says of A, with svdvals.
+        """
         assert stats.svdvals is not None
         S = stats.svdvals.reshape(-1, stats.svdvals.shape[-1])
         if self._exactly_instead(S.shape[-1]):
@@ -175,8 +184,9 @@ class SpectralTracker:
         """The statistics of the matrices as they are now.
 
         A: as in ``exact``, the matrices the tracker was anchored at. A matrix with a NaN or an infinity has
-        NaN statistics and needs an exact look; the tracker takes it up again when it is finite.
+            NaN statistics and needs an exact look; the tracker takes it up again when it is finite.
 
+        Returns fields (\\*), of a sequence (its length), float64, each estimate with its standard error.
         Raises RuntimeError before the first exact look, ValueError for another shape.
         """
         shape = _batch_shape(A)

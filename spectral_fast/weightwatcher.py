@@ -49,7 +49,7 @@ _originals: list[Patch] = []
 def weightwatcher_accelerated() -> Iterator[None]:
     """Within it an unmodified weightwatcher computes its tables several times faster.
 
-    ::
+    Use::
 
         with spectral_fast.weightwatcher_accelerated():
             details = weightwatcher.WeightWatcher(model=model).analyze()

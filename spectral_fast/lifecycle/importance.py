@@ -63,10 +63,10 @@ def layer_alphas(checkpoint: str | os.PathLike[str]) -> dict[str, Floats]:
     """Each exponent by layer, (L,): the mean over all matrices of the layer, each counted once.
 
     Args:
-        checkpoint: as :func:`spectral_fast.open_checkpoint` takes it.
+        checkpoint: as :func:`spectral_fast.models.open_checkpoint` takes it.
 
     Raises:
-        spectral_fast.CheckpointError: it cannot be read.
+        spectral_fast.models.CheckpointError: it cannot be read.
         ValueError: a layer has a matrix without a finite exponent, or none has a layer number.
     """
     look = Trajectories.of_checkpoints({0: checkpoint})

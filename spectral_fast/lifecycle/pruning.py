@@ -150,7 +150,9 @@ def measure_pruning(
 
     Args:
         decoder, text, evaluations: as :func:`~spectral_fast.lifecycle.importance.measure_importance` had
-        them. importance: what it found. most: K, the blocks to remove at most; None takes half of them.
+            them.
+        importance: what it found.
+        most: K, the blocks to remove at most; None takes half of them.
         seeds: how many random orders of each kind.
 
     Raises:

@@ -158,10 +158,11 @@ class Trajectories:
         """Analyse the checkpoints of one run, without embeddings, pooler and head.
 
         Args:
-            checkpoints: optimizer step -> file or folder, as :func:`spectral_fast.open_checkpoint` takes it.
+            checkpoints: optimizer step -> file or folder, as
+                :func:`spectral_fast.models.open_checkpoint` takes it.
 
         Raises:
-            spectral_fast.CheckpointError: one of them cannot be read.
+            spectral_fast.models.CheckpointError: one of them cannot be read.
             ValueError: there are none, or their matrices are not the same.
         """
         if not checkpoints:

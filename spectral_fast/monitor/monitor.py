@@ -150,7 +150,10 @@ class SpectralMonitor:
         return _share(self._account.spent, self._account.elapsed)
 
     def step(self) -> None:
-        """An optimizer step was made: look if it is time. Does not raise because of a weight or a sink."""
+        """An optimizer step was made: look if it is time.
+
+        Does not raise because of a weight or a sink. Raises RuntimeError when the monitor is closed.
+        """
         self._require_open()
         with self._account.spending(), undisturbed():
             self._account.step()
@@ -164,7 +167,10 @@ class SpectralMonitor:
                 self._schedule.again(self._step)
 
     def look(self) -> Look:
-        """Look exactly now, whatever the budget. On torch.distributed all ranks have to call it."""
+        """Look exactly now, whatever the budget. On torch.distributed all ranks have to call it.
+
+        Returns the look, which the sinks have got too. Raises RuntimeError when the monitor is closed.
+        """
         self._require_open()
         with self._account.spending(), undisturbed():
             self._collect()
