@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.stats_gate import Scan, fit_error, ks_tolerance
+from benchmarks.stats_gate import ALPHA_TOLERANCE, Scan, fit_error, ks_tolerance
 from tests.oracles.stats_oracle import TIE, Fit
 
 Call = Callable[[NDArray[np.float64]], Any]
@@ -77,6 +77,26 @@ def _quietly() -> Any:
         yield
 
 
+@dataclass(frozen=True)
+class RustFit:
+    """powerlawrs' answer beside what it was asked about. alpha: of the density, one more than it reports."""
+
+    xmin: float
+    alpha: float
+    D: float
+    x: NDArray[np.float64]
+
+
+def load_powerlawrs() -> Call:
+    import powerlawrs
+
+    def fit(evals: NDArray[np.float64]) -> RustFit:
+        found = powerlawrs.fit(evals.tolist()).ParetoFit
+        return RustFit(found.x_min, found.alpha + 1, found.D, evals)
+
+    return fit
+
+
 def judge_wwfit(answer: Any, scan: Scan, our_xmin: float) -> tuple[str, str]:
     """WWFit's xmin is ours or one whose D ties with it, by WWFit's own D; the rest as for ours."""
     if answer.xmin != our_xmin:
@@ -116,10 +136,40 @@ def powerlaw_tolerance(scan: Scan, index: int) -> float:
     return exact + 0.37 * SIMPLEX / (alpha - 1)
 
 
+def judge_powerlawrs(answer: RustFit, scan: Scan, our_xmin: float) -> tuple[str, str]:
+    """powerlawrs takes the two-sided D: right is what that definition says, with an xmin of its own."""
+    at = scan.index(answer.xmin)
+    if at is None:
+        return f"its xmin {answer.xmin:.17g} is none of the values", ""
+    alpha = float(scan.alpha[at])
+    if not abs(answer.alpha - alpha) <= ALPHA_TOLERANCE * alpha:
+        return f"its alpha is {answer.alpha:.17g} at xmin {answer.xmin:.17g}, right is {alpha:.17g}", ""
+    # |dD/d alpha| <= 0.37 / (alpha - 1), as for powerlaw.
+    distance = two_sided(answer.x, answer.xmin, alpha)
+    allowed = ks_tolerance(distance) + 0.37 * ALPHA_TOLERANCE * alpha / (alpha - 1)
+    if not abs(answer.D - distance) <= allowed:
+        return f"its D is {answer.D:.17g} at xmin {answer.xmin:.17g}, two-sided it is {distance:.17g}", ""
+    ours = scan.index(our_xmin)
+    if ours is not None and two_sided(answer.x, our_xmin, float(scan.alpha[ours])) < distance - allowed:
+        return f"its xmin is {answer.xmin:.17g}, ours {our_xmin:.17g} of less D, two-sided too", ""
+    return "", "" if at == ours else "another xmin: its D is two-sided"
+
+
+def two_sided(evals: NDArray[np.float64], xmin: float, alpha: float) -> float:
+    """max_j max(|F(x_j) - j/m|, |F(x_j) - (j + 1)/m|) over the tail, in extended precision."""
+    tail = np.sort(evals[evals >= xmin]).astype(np.longdouble)
+    model = 1 - (tail / tail[0]) ** (1 - np.longdouble(alpha))
+    rank, m = np.arange(len(tail)), len(tail)
+    return float(np.maximum(np.abs(model - rank / m), np.abs(model - (rank + 1) / m)).max())
+
+
 WWFIT = Peer("WWFit", "weightwatcher", load_wwfit, judge_wwfit, True, None, worst=30, median=200)
 # Three samples: some of its calls take a second.
 POWERLAW = Peer("powerlaw.Fit", "powerlaw", load_powerlaw, judge_powerlaw, False, 3, worst=800, median=None)
-PEERS = (WWFIT, POWERLAW)
+POWERLAWRS = Peer(
+    "powerlawrs", "powerlawrs", load_powerlawrs, judge_powerlawrs, False, None, worst=30, median=None
+)
+PEERS = (WWFIT, POWERLAW, POWERLAWRS)
 
 
 def not_installed(peer: Peer) -> str:

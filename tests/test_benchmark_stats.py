@@ -296,7 +296,7 @@ def test_what_fails_ends_with_1(error: Exception, status: str) -> None:
 def test_a_peer_that_is_not_installed_says_so(
     run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], goodness: None
 ) -> None:
-    for module in ("weightwatcher", "weightwatcher.WW_powerlaw", "powerlaw"):
+    for module in ("weightwatcher", "weightwatcher.WW_powerlaw", "powerlaw", "powerlawrs"):
         monkeypatch.setitem(sys.modules, module, None)  # import raises ImportError
     code, data = run("--parts=fit,bootstrap")
     assert code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ import spectral_fast
 from benchmarks.spectra import ZOO, descending, draw, minilm_spectra, mixture
 from benchmarks.stats_bootstrap import plain_p_value, synthetic
 from benchmarks.stats_gate import Scan, check_fits, ks_tolerance, scan
-from benchmarks.stats_peers import POWERLAW, WWFIT, judge_powerlaw, judge_wwfit
+from benchmarks.stats_peers import PEERS, judge_powerlaw, judge_powerlawrs, judge_wwfit, load_powerlawrs
 from benchmarks.suites import SuiteError
 from tests.oracles import stats_oracle
 
@@ -122,13 +123,25 @@ def test_powerlaw_in_its_closed_form_is_exact() -> None:
         assert (judge_powerlaw(answer, found, best.xmin)[0] == "") == right
 
 
+@pytest.mark.parametrize(("field", "wrong"), [("alpha", "its alpha is"), ("D", "its D is")])
+def test_a_wrong_answer_of_powerlawrs_is_seen(field: str, wrong: str) -> None:
+    pytest.importorskip("powerlawrs")
+    evals = draw("Pareto 2.5", 100).evals
+    found, answer = scan(evals), load_powerlawrs()(evals)
+    ours = found.right()[0].xmin
+    assert judge_powerlawrs(answer, found, ours)[0] == ""
+    off = replace(answer, **{field: getattr(answer, field) * (1 + 1e-10)})
+    assert judge_powerlawrs(off, found, ours)[0].startswith(wrong)
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_peers_and_ours_agree_on_the_zoo(name: str) -> None:
-    pytest.importorskip("weightwatcher")
+    for module in ("weightwatcher", "powerlawrs"):
+        pytest.importorskip(module)
     evals = draw(name, 100).evals
     found, fit = scan(evals), spectral_fast.fit_powerlaw(torch.from_numpy(evals))
     assert check_fits(fit, [found]).holds
-    for peer in (WWFIT, POWERLAW):
+    for peer in PEERS:
         assert peer.judge(peer.load()(evals), found, fit.xmin.item())[0] == ""
 
 
