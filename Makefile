@@ -2,6 +2,7 @@
 #   make demo        spectra of real trained weights: table, picture, CSV, comparison with torch
 #   make test        the test suite            make test-slow   what takes longer: other builds, sanitizers
 #   make lint        ruff, clang-format, mypy  make sanitize    of those: ASan, UBSan, TSan, NaN, valgrind
+#   make bench       accuracy and speed against every peer, into bench-report/ (up to 45 minutes on 2 cores)
 #   make gpu         on a CUDA machine: its tests and every benchmark, into gpu-report/ (about ten minutes)
 #   make clean       remove the environment and what was built
 PYTHON ?= python3
@@ -20,8 +21,9 @@ FIND_MINILM := from importlib.metadata import files; \
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 DEMO := demo-output
 GPU_REPORT := gpu-report
+BENCH_REPORT := bench-report
 
-.PHONY: demo test test-slow sanitize gpu lint clean
+.PHONY: demo test test-slow sanitize bench gpu lint clean
 
 demo: $(VENV)/installed-demo
 	mkdir -p $(DEMO)
@@ -36,6 +38,9 @@ test-slow: $(VENV)/installed-test
 
 sanitize: $(VENV)/installed-test
 	$(PYTEST) -m slow tests/test_build.py -k sanitize
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks all --out $(BENCH_REPORT)
 
 gpu: $(VENV)/installed-test $(VENV)/installed-cuda
 	$(BIN)/python -m benchmarks gpu-report --out $(GPU_REPORT)
@@ -59,4 +64,4 @@ $(VENV)/installed-%: $(VENV)/torch $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(GPU_REPORT) build spectral_fast.egg-info spectral_fast/_cpu*.so
+	rm -rf $(VENV) $(DEMO) $(GPU_REPORT) $(BENCH_REPORT) build spectral_fast.egg-info spectral_fast/_cpu*.so

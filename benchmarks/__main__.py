@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 import spectral_fast
+from benchmarks import commands_all
 from benchmarks.baselines import BASELINES, DEFAULT_BASELINES
 from benchmarks.budget import INTERRUPTED, measure_all
 from benchmarks.cases import Case
@@ -456,6 +457,7 @@ def _parser() -> argparse.ArgumentParser:
         help="report.json, report.md, pictures",
     )
     add("--max-seconds", type=_positive, default=600.0, metavar="S", help="stop after about S seconds (600)")
+    commands_all.add(commands, _positive)
     return parser
 
 

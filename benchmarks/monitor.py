@@ -98,11 +98,15 @@ def measure_monitor(
     steps: int,
     stretch: int,
     progress: Callable[[str], None],
+    max_seconds: float | None = None,
 ) -> MonitorRun:
-    """Both trainings, steps each; whatever fails is the status."""
+    """Both trainings, steps each; whatever fails is the status.
+
+    max_seconds: ends them early, but not before two pairs that are measured.
+    """
     found = MonitorRun(size, every, track_every, budget)
     try:
-        _measure(found, steps, stretch, progress)
+        _measure(found, steps, stretch, max_seconds, progress)
     except KeyboardInterrupt:
         found.status = f"{NOT_MEASURED}: {INTERRUPTED}"
     except Exception as error:
@@ -115,7 +119,14 @@ def measure_monitor(
     return found
 
 
-def _measure(found: MonitorRun, steps: int, stretch: int, progress: Callable[[str], None]) -> None:
+def _measure(
+    found: MonitorRun,
+    steps: int,
+    stretch: int,
+    max_seconds: float | None,
+    progress: Callable[[str], None],
+) -> None:
+    end = None if max_seconds is None else time.monotonic() + max_seconds
     text = corpus()
     clock = StoppableClock()
     watched, plain = Training(found.size, text), Training(found.size, text)
@@ -170,6 +181,8 @@ def _measure(found: MonitorRun, steps: int, stretch: int, progress: Callable[[st
                 f"{(pair + 1) * stretch}/{steps} steps, equal to the bit; looks {one.looks}; "
                 f"by difference {one.by_difference:.2%}, by the account {one.by_account:.2%}"
             )
+            if end is not None and time.monotonic() >= end and len(found.stretches) >= 4:
+                return
 
 
 def _differing(a: Training, b: Training) -> list[str]:

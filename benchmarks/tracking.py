@@ -177,11 +177,15 @@ def measure_tracking(
     every: int,
     share: float,
     progress: Callable[[str], None],
+    max_seconds: float | None = None,
 ) -> TrackingRun:
-    """The whole run. share: of the steps that are audited."""
+    """The whole run. share: of the steps that are audited.
+
+    max_seconds: ends it after the exact look that comes then; ``steps`` says where.
+    """
     found = TrackingRun(size, lr, steps, every)
     try:
-        _measure(found, share, progress)
+        _measure(found, share, max_seconds, progress)
     except KeyboardInterrupt:
         found.status = f"{NOT_MEASURED}: {INTERRUPTED}"
     except Exception as error:
@@ -189,7 +193,10 @@ def measure_tracking(
     return found
 
 
-def _measure(found: TrackingRun, share: float, progress: Callable[[str], None]) -> None:
+def _measure(
+    found: TrackingRun, share: float, max_seconds: float | None, progress: Callable[[str], None]
+) -> None:
+    end = None if max_seconds is None else time.monotonic() + max_seconds
     training = Training(found.size, corpus(), lr=found.lr)
     by_shape: dict[tuple[int, int], list[WeightMatrix]] = {}
     for matrix in weight_matrices(training.model):
@@ -210,6 +217,9 @@ def _measure(found: TrackingRun, share: float, progress: Callable[[str], None]) 
             _look(found, group, distance, audited=audited, timed=timed)
             if distance == found.every:
                 group.look_exactly()
+        over = end is not None and distance == found.every and time.monotonic() >= end
+        if over:
+            found.steps = step
         if step % 50 == 0 or step == found.steps:
             norm, hill = found.summary("spectral_norm"), found.summary("alpha_hill")
             progress(
@@ -219,6 +229,8 @@ def _measure(found: TrackingRun, share: float, progress: Callable[[str], None]) 
             if worst := _worst(found):
                 found.status = f"{WRONG} by step {step}: {worst}"
                 return
+        if over:
+            return
 
 
 def _worst(found: TrackingRun) -> str:
