@@ -165,7 +165,7 @@ def _kept(file: Path, data: Mapping[str, Any], chosen: Sequence[str]) -> dict[st
             for key, value in data[what].items()
             if earlier[what].get(key) != value
         ]
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{file} is no report of this command ({error!r}): move it away") from error
     if kept and differing:
         raise ReportError(

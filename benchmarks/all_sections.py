@@ -137,7 +137,7 @@ def goodness(scope: Scope) -> Data:
 
 def other_operations(scope: Scope) -> Data:
     """What has no suite of its own, on one thread, as the peers are."""
-    rows = operations(1)
+    rows = operations(1, scope.sizes.operations)
     with blas_threads(1):
         measure_in_turn(rows, None, scope.seconds, scope.progress)
     return _rows([row.data() for row in rows])

@@ -22,6 +22,7 @@ class Sizes:
         growth, batches: columns of one square matrix; of each number of columns, batches.
         threads: (matrices, columns) of the squares measured on every number of threads.
         conditions, seeds, conditioned: decades of the condition number, matrices of each, their shape.
+        operations: columns, and values of a spectrum.
         memory: (matrices, rows, columns).
         tracking, monitor: the model that is trained, and the steps at most.
         weightwatcher: models, layers of them, and whether randomized.
@@ -39,6 +40,7 @@ class Sizes:
     conditioned: tuple[int, int]
     stages: Shapes
     stats_n: tuple[int, ...] | None
+    operations: int
     tail: tuple[int, ...]
     leading: Shapes
     memory: tuple[tuple[int, int, int], ...]
@@ -65,6 +67,7 @@ DEFAULT = Sizes(
     conditioned=(240, 136),
     stages=stages.SHAPES,
     stats_n=None,
+    operations=768,
     tail=tail.SIZES,
     leading=((768, 768), (1024, 1024), (3072, 768), (4096, 1024)),
     memory=((1, 1024, 1024), (1, 2048, 2048), (1, 4096, 1024), (12, 768, 768), (4096, 64, 64)),
@@ -90,6 +93,7 @@ FULL = Sizes(
     conditioned=DEFAULT.conditioned,
     stages=(*stages.SHAPES, (4096, 4096), (8192, 2048)),
     stats_n=None,
+    operations=DEFAULT.operations,
     tail=DEFAULT.tail,
     leading=(*DEFAULT.leading, (8192, 2048)),
     memory=(*DEFAULT.memory, (1, 4096, 4096), (1, 8192, 2048)),

@@ -229,14 +229,14 @@ class LogNormal(Operation):
         return float((norm.logpdf(y, mu, sigma) - y - beyond).sum())
 
 
-def operations(threads: int) -> list[Operation]:
-    """Each once, at the size of a layer."""
+def operations(threads: int, n: int) -> list[Operation]:
+    """Each once: matrices with n columns, spectra of n values."""
     return [
-        Gradient(threads, 512, 512),
-        Ex(threads, 12, 768, 768),
-        Hill(threads, 48, 768),
-        RankSize(threads, 48, 768),
-        LogNormal(threads, 768),
+        Gradient(threads, n, n),
+        Ex(threads, 12, n, n),
+        Hill(threads, 48, n),
+        RankSize(threads, 48, n),
+        LogNormal(threads, n),
     ]
 
 

@@ -92,8 +92,8 @@ def _machine(data: Data) -> str:
         f"On {machine['cores']} cores of an {machine['cpu']} ({data['capabilities']['cpu']['isa']}), Python "
         f"{versions['python']}, torch {versions['torch']}, {data['date_utc'][:10]}, commit "
         f"{commit[:10]}{changed}; medians,\nquartiles of the paired ratio in brackets. `make bench` measures "
-        "all of it ([docs/benchmarks.md](docs/benchmarks.md) has the method), and `python -m benchmarks readme` wrote\n"
-        "what follows from its JSON ([docs/measured/bench.json](docs/measured/bench.json))."
+        "all of it ([docs/benchmarks.md](docs/benchmarks.md) has the method), and\n`python -m "
+        "benchmarks readme` wrote what follows from its JSON ([docs/measured/bench.json](docs/measured/bench.json))."
     )
 
 

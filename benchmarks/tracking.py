@@ -143,7 +143,7 @@ class TrackingRun:
             rms=rms,
             rms_held=float(np.sqrt(np.mean(held**2))),
             covered=float(np.mean(np.abs(error) <= 1.96 * stated)),
-            width=float(np.mean(stated)) / rms,
+            width=float(np.mean(stated)) / rms if rms else math.nan,
         )
 
 
