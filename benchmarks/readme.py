@@ -25,6 +25,7 @@ from benchmarks.all_tables import (
     times,
     torch_used,
     tracking_table,
+    tracking_times_table,
     weightwatcher_table,
 )
 from benchmarks.cost_tables import table
@@ -34,8 +35,12 @@ _ROOT = Path(__file__).parents[1]
 README = _ROOT / "README.md"
 MEASURED = _ROOT / "docs/measured/bench.json"
 IMAGES = _ROOT / "docs/images"
-# Of all plots, those that README shows.
-SHOWN = ("bench-speedup.png", "bench-conditioning.png", "bench-growth.png")
+# Of all plots, those that README shows, and what they are.
+SHOWN = {
+    "bench-speedup.png": "Speed-up over torch by shape, with errors",
+    "bench-conditioning.png": "Errors against the condition number",
+    "bench-growth.png": "Time against n and against the batch",
+}
 
 # Longer lists of numbers are samples; of those the number stays.
 _SHORT = 3
@@ -93,7 +98,8 @@ def _machine(data: Data) -> str:
         f"{versions['python']}, torch {versions['torch']}, {data['date_utc'][:10]}, commit "
         f"{commit[:10]}{changed}; medians,\nquartiles of the paired ratio in brackets. `make bench` measures "
         "all of it ([docs/benchmarks.md](docs/benchmarks.md) has the method), and\n`python -m "
-        "benchmarks readme` wrote what follows from its JSON ([docs/measured/bench.json](docs/measured/bench.json))."
+        "benchmarks readme` wrote what follows from its JSON\n([docs/measured/bench.json](docs/measured/"
+        "bench.json))."
     )
 
 
@@ -168,12 +174,7 @@ def _of(name: str, make: Callable[[Data], str]) -> Callable[[Data], str]:
 
 
 def _plots(data: Data) -> str:
-    titles = {
-        "bench-speedup.png": "Speed-up over torch by shape, with errors",
-        "bench-conditioning.png": "Errors against the condition number",
-        "bench-growth.png": "Time against n and against the batch",
-    }
-    return "\n\n".join(f"![{titles[file]}](docs/images/{file})" for file in SHOWN)
+    return "\n\n".join(f"![{title}](docs/images/{file})" for file, title in SHOWN.items())
 
 
 REGIONS: dict[str, Callable[[Data], str]] = {
@@ -184,6 +185,7 @@ REGIONS: dict[str, Callable[[Data], str]] = {
     "goodness": _of("goodness", goodness_table),
     "weightwatcher": _of("weightwatcher", weightwatcher_table),
     "tracking": _of("tracking", tracking_table),
+    "tracking-times": _of("tracking", tracking_times_table),
     "monitor": _of("monitor", monitor_table),
     "plots": _plots,
 }

@@ -257,8 +257,8 @@ def test_peak_memory_sees_what_a_call_takes() -> None:
         np.ones(size, dtype=np.uint8)
 
     peak = memory.peak_of(call)
-    # Pages of the allocation, and little else.
-    assert size <= peak < 1.25 * size
+    # The kernel counts pages in steps of up to 64 for each core; a mebibyte is four cores' worth.
+    assert size - 2**20 <= peak < 1.25 * size
     assert memory.peak_of(lambda: None) < size / 8
 
 
