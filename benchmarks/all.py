@@ -24,15 +24,19 @@ from benchmarks.baselines import BASELINES
 from benchmarks.budget import INTERRUPTED
 from benchmarks.machine import gemm_rate, machine, versions
 from benchmarks.measure import GATE_FAILED, NOT_MEASURED
+from benchmarks.monitor import DIFFERS
 from benchmarks.report import SCHEMA_VERSION, write_json
 from benchmarks.stats_peers import peer_versions
 from benchmarks.suites import SuiteError
 from benchmarks.timing import failure_status
+from benchmarks.tracking import WRONG
 
 REPORT_JSON, REPORT_MARKDOWN = "bench.json", "bench.md"
 
 # Kept for pictures, and for cases that overrun.
 RESERVE = 0.1
+# How a status begins that is a failure of ours.
+_FAILED = ("failed", GATE_FAILED, WRONG, DIFFERS)
 # No section starts with less.
 LEAST_SECONDS = 1.0
 
@@ -194,9 +198,7 @@ def verdict(data: Mapping[str, Any]) -> str:
     for name, section in data["sections"].items():
         # A row's own status; those of peers inside it are lines of the report.
         own = [section["status"], *(row["status"] for row in section.get("rows", []))]
-        bad = [
-            status for status in own if status.startswith(("failed", GATE_FAILED, "beyond", "the trainings"))
-        ]
+        bad = [status for status in own if status.startswith(_FAILED)]
         wrong += [f"{name}: {bad[0]}"] if bad else []
     if wrong:
         return "; ".join(wrong)

@@ -61,7 +61,7 @@ QUICK = ("growth", "batches", "float64", "threads", "conditioning", "stages", "m
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     """The command: its exit code and what it wrote into the folder."""
     monkeypatch.setattr(commands_all, "DEFAULT", TINY)
-    monkeypatch.setattr(memory, "METHODS", ("ours", "torch"))  # a process each
+    monkeypatch.setattr(memory, "METHODS", ("ours",))  # a process each
     monkeypatch.setattr(report, "gemm_rate", lambda dtype, device: 1e11)
     monkeypatch.setattr(all_sections, "gemm_rate", lambda dtype, device: 1e11)
     monkeypatch.setattr(all_sections, "_nine_models", lambda sizes, max_n: all_sections.size_cases([12]))
@@ -330,7 +330,7 @@ def test_a_figure_changed_by_hand_is_seen(
 ) -> None:
     text = README.read_text(encoding="utf-8")
     start = text.index("<!-- measured: values -->")
-    place = text.index(" ms |", start)
+    place = text.index(" ms | ", start)
     other = tmp_path / "README.md"
     other.write_text(text[:place] + "1" + text[place:], encoding="utf-8")
     monkeypatch.setattr(commands_all, "README", other)
