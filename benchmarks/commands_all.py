@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.all import NAMES, REPORT_MARKDOWN, ReportError, measure_report
 from benchmarks.all_sizes import DEFAULT, FULL
 from benchmarks.budget import INTERRUPTED
-from benchmarks.readme import IMAGES, MEASURED, README, ReadmeError, compact, rewritten, write_readme
+from benchmarks.readme import IMAGES, MEASURED, README, compact, rewritten, write_readme
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 SECONDS = 2700.0
@@ -43,7 +43,9 @@ def add(commands: Any, positive: Callable[[str], float]) -> None:
         description="Rewrite the measured regions of README from the JSON of a report, and copy its plots.",
     )
     readme.set_defaults(run=_run_readme, threads=None, json=None)
-    readme.add_argument("report", type=Path, nargs="?", metavar="JSON", help=f"of a report ({MEASURED.name})")
+    readme.add_argument(
+        "report", type=Path, nargs="?", metavar="JSON", help="of a report (docs/measured/bench.json)"
+    )
     readme.add_argument("--check", action="store_true", help="write nothing; exit 1 where README differs")
 
 
@@ -93,7 +95,9 @@ def _run_readme(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
             print(f"README differs from {report.name}: python -m benchmarks readme {report}", file=sys.stderr)
             return EXIT_FAILED
         write_readme(data, report.parent if arguments.report else IMAGES)
-    except (OSError, ValueError, ReadmeError) as error:
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
+    except ValueError as error:  # no JSON, or a ReadmeError
         parser.error(f"{report}: {error}")
     return EXIT_OK
 

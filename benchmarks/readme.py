@@ -72,7 +72,7 @@ def rewritten(text: str, data: Data) -> str:
         )
     if unknown := [name for name in names if name not in REGIONS]:
         raise ReadmeError(f"README has a region {unknown[0]!r}: choose from {', '.join(REGIONS)}")
-    return _REGION.sub(lambda found: found[1] + REGIONS[found[2]](data) + "\n" + found[4], text)
+    return _REGION.sub(lambda found: f"{found[1]}\n{REGIONS[found[2]](data)}\n\n{found[4]}", text)
 
 
 def write_readme(data: Data, plots: Path) -> None:
