@@ -178,10 +178,13 @@ def tracking(scope: Scope) -> Data:
     ]
     data["times"] = [
         {
-            **{name: getattr(shape, name) for name in ("rows", "cols", "count")},
-            **{name: _spread(getattr(shape, name)) for name in ("tracked", "exact", "torch", "ratios")},
+            **{key: getattr(shape, key) for key in ("rows", "cols", "count")},
+            **{"tracker": name, "looks": len(tracked), "asked": shape.asked[name]},
+            **{"tracked": _spread(tracked), "ratios": _spread(shape.ratios[name])},
+            **{"exact": _spread(shape.exact), "torch": _spread(shape.torch)},
         }
         for shape in found.shapes
+        for name, tracked in shape.tracked.items()
     ]
     return data
 

@@ -96,8 +96,8 @@ def svdvals_table(section: Data) -> str:
 
 def geometric_mean(section: Data | None) -> str:
     """Of torch's better time over ours."""
-    found = None if section is None or "summary" not in section else section["summary"]
-    if not found or found["geometric_mean"] is None:
+    found = section and section.get("summary")
+    if not isinstance(found, Mapping) or found.get("geometric_mean") is None:
         return ""
     return f"{found['geometric_mean']:.1f}× over {found['compared']} of {found['rows']} rows"
 
@@ -279,12 +279,23 @@ def tracking_times_table(section: Data) -> str:
     lines = [
         [
             f"{one['count']} × {one['rows']}×{one['cols']}",
+            one["tracker"],
             *(median(one[name]) for name in ("tracked", "exact", "torch")),
             times(one["ratios"]),
+            f"{one['asked']} of {one['looks']}",
         ]
         for one in section.get("times", [])
     ]
-    return table(("a matrix", "tracked", "exact look", "torch", "torch / tracked"), lines)
+    headings = (
+        "a matrix",
+        "tracker",
+        "tracked",
+        "exact look",
+        "torch",
+        "torch / tracked",
+        "exact looks asked for",
+    )
+    return table(headings, lines, left=2)
 
 
 def monitor_table(section: Data) -> str:
