@@ -136,9 +136,9 @@ def _summary(data: Data) -> str:
     means = [
         f"{what} {mean}"
         for name, what in names.items()
-        if (mean := geometric_mean(data["sections"].get(name)))
+        if (mean := geometric_mean(data["sections"].get(name))) and _mostly_measured(data["sections"][name])
     ]
-    text = "Geometric means of torch / ours: " + "; ".join(means) + "."
+    text = "Geometric means of torch / ours: " + "; ".join(means or ["too few rows were measured"]) + "."
     others: dict[str, list[float]] = {}
     for name in ("nine-models", "single", "minilm"):
         for row in rows_of(data["sections"].get(name)):
@@ -149,6 +149,11 @@ def _summary(data: Data) -> str:
         ranges = (f"{name} {digits(min(found))}–{digits(max(found))}×" for name, found in others.items())
         text += "\nOthers over ours, row by row: " + ", ".join(ranges) + "."
     return text
+
+
+def _mostly_measured(section: Data) -> bool:
+    """Whether a mean speaks for the section: a short run measures its cheapest rows."""
+    return 2 * section["summary"]["compared"] >= section["summary"]["rows"]
 
 
 def _statistics(data: Data) -> str:
@@ -170,7 +175,19 @@ def _statistics(data: Data) -> str:
 
 
 def _of(name: str, make: Callable[[Data], str]) -> Callable[[Data], str]:
-    return lambda data: make(data["sections"][name]) if name in data["sections"] else "Not measured."
+    """A section's table, or that the report has none."""
+
+    def region(data: Data) -> str:
+        section = data["sections"].get(name)
+        text = "" if section is None else make(section)
+        # Two lines are a heading without rows.
+        return (
+            text
+            if text.count("\n") > 1
+            else f"Not in this report (`python -m benchmarks all --sections {name}`)."
+        )
+
+    return region
 
 
 def _plots(data: Data) -> str:
