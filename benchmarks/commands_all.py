@@ -68,6 +68,9 @@ def _run_all(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         )
     except ReportError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:  # later ones are the status of their section
+        print("interrupted before the first section; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
     write_pages(data, folder)
     print(f"{folder / REPORT_MARKDOWN}: {data['status']}")
     if data["status"] == INTERRUPTED:

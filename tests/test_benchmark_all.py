@@ -159,6 +159,18 @@ def test_ctrl_c_keeps_what_is_measured(run: Any, monkeypatch: pytest.MonkeyPatch
     ]
 
 
+def test_ctrl_c_before_the_first_section_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "gemm_rate", interrupted)
+    assert command.main(["all", f"--out={tmp_path}"]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_section_that_fails_ends_with_1_and_the_others_are_measured(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
