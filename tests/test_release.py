@@ -109,16 +109,17 @@ def test_installed_where_no_compiler_is(made: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     venv.create(environment)
     python = environment / "bin/python"
-    path = {"PATH": str(environment / "bin"), "HOME": str(tmp_path)}
-    assert not any(shutil.which(compiler, path=path["PATH"]) for compiler in ("cc", "c++", "gcc", "g++"))
+    # No PYTHONPATH either, which pip would take for an installation.
+    there: dict[str, Any] = {"cwd": tmp_path, "env": {"PATH": str(python.parent), "HOME": str(tmp_path)}}
+    assert not any(shutil.which(name, path=str(python.parent)) for name in ("cc", "c++", "gcc", "g++"))
     install = ("pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", _wheel(made))
-    _run(sys.executable, "-m", *install)
-    site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip())
+    _run(sys.executable, "-m", *install, **there)
+    site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))", **there).strip())
     # Their folders, after its own on the path. A spectral_fast that is installed there in place is no matter:
     # what makes it importable is read in an environment's own folder only.
     dependencies = {str(Path(module.__file__).parent.parent) for module in (torch, np)}
     (site / "dependencies.pth").write_text("\n".join(sorted(dependencies)))
-    told = json.loads(_run(python, ROOT / "tests/installed_smoke.py", cwd=tmp_path, env=path))
+    told = json.loads(_run(python, ROOT / "tests/installed_smoke.py", **there))
     assert Path(told["file"]) == site / "spectral_fast/__init__.py"
     assert Path(told["module"]).parent == site / "spectral_fast"
     assert told["version"] == spectral_fast.__version__
