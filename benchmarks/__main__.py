@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 import spectral_fast
+from benchmarks import commands_regress
 from benchmarks.baselines import BASELINES, DEFAULT_BASELINES
 from benchmarks.budget import INTERRUPTED, measure_all
 from benchmarks.cases import Case
@@ -439,6 +440,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="float32")
     add("--workspace", type=_positive, default=4.0, metavar="GIB", help="memory for matrices in work (4)")
     add("--json", type=Path, metavar="FILE", help="write every kernel of every stack")
+    commands_regress.add(commands)
     gpu_report = commands.add_parser(
         "gpu-report",
         help="on a CUDA machine: its tests and every benchmark, as one folder",
