@@ -131,9 +131,9 @@ class Worker:
         dtype = str(operation.dtype).removeprefix("torch.")
         return self._ask(prepare={"kind": operation.kind, "shape": operation.shape, "dtype": dtype})
 
-    def sample(self) -> float:
-        """Seconds of a call."""
-        answer = self._ask(sample=True)
+    def sample(self, calls: int) -> float:
+        """Seconds of a call, in a sample of as many."""
+        answer = self._ask(sample=calls)
         if "failed" in answer:
             raise WorkerError(f"{self.name}: {answer['failed']}")
         return float(answer["seconds"])
@@ -243,10 +243,13 @@ def _compare(row: CommitRow, ours: Worker, base: Worker) -> None:
         row.status = f"{worker.name}: {status}"
         return
     per_pair = sum(answer["seconds"] for answer in found)
+    # The same number: the first call after a rest finds cold caches, and the machine may have interrupted the
+    # warm-up of one, which then asks for fewer.
+    calls = max(answer["calls"] for answer in found)
     pairs = min(max(2 * math.ceil(PAIR_SECONDS / per_pair / 2), PAIRS_LEAST), PAIRS_MOST)
     for pair in range(pairs):
         for worker, samples in rotated([(ours, row.ours), (base, row.base)], pair):
-            samples.append(worker.sample())
+            samples.append(worker.sample(calls))
 
 
 def _trouble(answer: dict[str, Any]) -> str:

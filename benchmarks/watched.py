@@ -95,7 +95,12 @@ def operations(max_n: int | None, shapes: Iterable[tuple[int, ...]] | None = Non
     """What is watched, no dimension above max_n; with shapes, every kind that takes matrices, on those."""
     if shapes is not None:
         chosen = list(shapes)
-        return [Operation(kind, shape) for kind in MATRIX_KINDS for shape in chosen]
+        return [
+            Operation(kind, shape)
+            for kind in MATRIX_KINDS
+            for shape in chosen
+            if kind != "tracked_look" or shape[-1] >= VECTORS  # as many vectors as there are columns at most
+        ]
     watched = [Operation("svdvals", shape) for shape in svdvals_shapes()] + [
         *(Operation("svdvals", shape, torch.float64) for shape in ((512, 512), (3072, 768))),
         *(Operation("spectral_stats", shape) for shape in ((256, 128, 128), (768, 768), (3072, 768))),

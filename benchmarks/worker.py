@@ -2,7 +2,7 @@
 
 ``python -P worker.py TREE HARNESS THREADS``: the package comes from TREE; operations, checks and clock from
 HARNESS, so that two trees are given the same inputs and judged by the same rules. A line of JSON in
-(``{"prepare": {...}}`` or ``{"sample": true}``), a line of JSON out; what the package prints goes to stderr.
+(``{"prepare": {...}}`` or ``{"sample": calls}``), a line of JSON out; what the package prints goes to stderr.
 
 Run by :mod:`benchmarks.commits`, never imported.
 """
@@ -67,6 +67,7 @@ def main() -> None:
                 timing.result = None
                 answer(seconds=seconds, calls=timing.calls_per_sample)
             else:
+                timing.calls_per_sample = order["sample"]
                 answer(seconds=take_sample(contestant, timing, host_clock))
         except Exception as error:  # whatever the package raises is that operation's line, not the end
             answer(failed=failure_status(error))

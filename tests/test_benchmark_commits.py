@@ -150,12 +150,14 @@ class Scripted:
         self.name = name
         self._answer, self._seconds = answer, seconds
         self.order: list[str] = []
+        self.calls: set[int] = set()
 
     def prepare(self, operation: Operation) -> dict[str, Any]:
         return self._answer
 
-    def sample(self) -> float:
+    def sample(self, calls: int) -> float:
         self.order.append(self.name)
+        self.calls.add(calls)
         if not self._seconds:
             raise WorkerError(f"{self.name}: its process ended with -9; its messages are above")
         return self._seconds.pop(0)
@@ -167,12 +169,14 @@ def rows_of(ours: Scripted, base: Scripted) -> list[CommitRow]:
 
 
 def test_pairs_change_their_order() -> None:
+    """And both make as many calls a sample."""
     ready = {"seconds": 1.0, "calls": 1}
-    ours, base = Scripted("ours", ready, [1.0] * 16), Scripted("base", ready, [0.9] * 16)
+    ours, base = Scripted("ours", ready, [1.0] * 16), Scripted("base", {**ready, "calls": 64}, [0.9] * 16)
     ours.order = base.order  # one list
     row = rows_of(ours, base)[0]
     assert base.order[:8] == ["ours", "base", "base", "ours"] * 2
     assert len(row.ours) == len(row.base) == 8
+    assert ours.calls == base.calls == {64}
     assert row.ratio is not None
     assert row.ratio.median == pytest.approx(0.9)
     assert row.verdict == "slower"
