@@ -42,7 +42,8 @@ WHOLE = (
 CASES = tuple(dict.fromkeys(operation.case for operation in WHOLE))
 
 REPEATS = 24
-# In a row: after a rest a first call finds its matrix wherever the neighbours left it, and load is twice as slow.
+# In a row: after a rest a first call finds its matrix wherever the neighbours left it, and load takes twice
+# as long.
 CLOCKED = 4
 SPECTRA = 64  # of one call: the statistics of a single one take some microseconds
 
