@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 import spectral_fast
-from benchmarks import commands_all
+from benchmarks import commands_all, commands_regress
 from benchmarks.baselines import BASELINES, DEFAULT_BASELINES
 from benchmarks.budget import INTERRUPTED, measure_all
 from benchmarks.cases import Case
@@ -459,6 +459,7 @@ def _parser() -> argparse.ArgumentParser:
     add = import_time.add_argument
     add("--pairs", type=_at_least(LEAST_PAIRS), default=LEAST_PAIRS, metavar="N", help="of interpreters (15)")
     add("--json", type=Path, metavar="FILE", help="write every sample")
+    commands_regress.add(commands)
     gpu_report = commands.add_parser(
         "gpu-report",
         help="on a CUDA machine: its tests and every benchmark, as one folder",

@@ -1,38 +1,75 @@
-"""Micro-benchmarks for pytest-benchmark: ``pytest benchmarks``. They watch for changes, they compare nothing.
+"""Micro-benchmarks for pytest-benchmark: ``pytest benchmarks``. They compare commits, nothing with torch.
 
-Figures to quote come from ``python -m benchmarks``, which checks values first and times torch beside ours.
+The operations and shapes that ``python -m benchmarks base`` watches, up to 3072 rows and columns, and each
+stage of one matrix by the clocks in the kernels. Figures to quote come from ``python -m benchmarks``, which
+checks values first and times torch beside ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-import spectral_fast
-from benchmarks.cases import random_weights
+from benchmarks.stage_ratios import STAGED
+from benchmarks.stages import stages_of
+from benchmarks.watched import Operation, matrices, operations
 
 pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
 
-Benchmark = Callable[..., object]
-SHAPES = [(1, 8, 8), (1, 65, 33), (1, 384, 384), (1, 1536, 384), (64, 32, 32), (6, 384, 384)]
+MAX_N = 3072
+WATCHED = [*operations(MAX_N), Operation("tail_stats", (384, 384))]
+STAGES = [
+    (operation, stage)
+    for operation in STAGED
+    for stage in ("load", "reduce", "band", "bidiagonal", "values")
+    if (stage != "reduce" or operation.shape == (1536, 384))
+    and (stage != "band" or min(operation.shape) > 128)
+]
+STAGE_ROUNDS = 50
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_svdvals(benchmark: Benchmark, shape: tuple[int, int, int]) -> None:
-    A = random_weights(*shape, torch.float32)
-    benchmark(spectral_fast.svdvals, A)
+def _id(operation: Operation) -> str:
+    return operation.name.replace(" ", "-")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_spectral_stats(benchmark: Benchmark, shape: tuple[int, int, int]) -> None:
-    A = random_weights(*shape, torch.float32)
-    benchmark(spectral_fast.spectral_stats, A)
+@pytest.mark.parametrize("operation", WATCHED, ids=_id)
+def test_operation(benchmark: Any, operation: Operation) -> None:
+    benchmark.group = operation.kind
+    benchmark.extra_info.update(operation.work)
+    benchmark(operation.prepare().call)
 
 
-@pytest.mark.parametrize("size", [32, 384, 2048])
-def test_fit_powerlaw(benchmark: Benchmark, size: int) -> None:
-    """The eigenvalues σ² that the random weights have in the mean: (1 + 500 t)^-1.2."""
-    evals = (1 + 500 * torch.linspace(0, 1, size, dtype=torch.float64)) ** -1.2
-    benchmark(spectral_fast.fit_powerlaw, evals)
+class StageClock:
+    """A timer that only runs within one stage. Saved runs have its name."""
+
+    __name__ = "stage_clock"
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def _stage_cases() -> list[Any]:
+    cases = []
+    for operation, stage in STAGES:
+        clock = StageClock()
+        marks = pytest.mark.benchmark(timer=clock, group=f"stage {stage}")
+        name = f"{stage}-{operation.case.replace(' ', '-')}"
+        cases.append(pytest.param(operation, stage, clock, id=name, marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("operation", "stage", "clock"), _stage_cases())
+def test_stage(benchmark: Any, operation: Operation, stage: str, clock: StageClock) -> None:
+    A = matrices(operation.shape, operation.dtype)
+
+    def call() -> None:
+        clock.seconds += stages_of(A, torch.get_num_threads())[1][stage][0]
+
+    _, unit, amount = stages_of(A, 1)[1][stage]
+    benchmark.extra_info[unit] = amount  # bytes, flops by precision, or divisions
+    benchmark.pedantic(call, rounds=STAGE_ROUNDS, warmup_rounds=1)

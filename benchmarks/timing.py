@@ -98,14 +98,14 @@ def interleave(contestants: Sequence[Contestant], clock: Clock, repeats: int | N
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        per_repeat = sum(_attempt(_warm_up, contestant, timing, clock) for contestant, timing in pairs)
+        per_repeat = sum(_attempt(warm_up, contestant, timing, clock) for contestant, timing in pairs)
         if repeats is None:
             affordable = math.ceil(CASE_SECONDS / per_repeat) if per_repeat else REPEATS_LEAST
             repeats = min(max(affordable, REPEATS_LEAST), REPEATS_MOST)
         for repeat in range(repeats):
             for contestant, timing in rotated(pairs, repeat):
                 if timing.ok:
-                    _attempt(_take_sample, contestant, timing, clock)
+                    _attempt(take_sample, contestant, timing, clock)
     finally:
         if was_enabled:
             gc.enable()
@@ -164,7 +164,7 @@ def _attempt(step: Step, contestant: Contestant, timing: Timing, clock: Clock) -
         return 0.0
 
 
-def _warm_up(contestant: Contestant, timing: Timing, clock: Clock) -> float:
+def warm_up(contestant: Contestant, timing: Timing, clock: Clock) -> float:
     """First call, and the number of calls that make a sample; returns the seconds a sample takes."""
     use_threads(contestant.threads)
 
@@ -181,7 +181,7 @@ def _warm_up(contestant: Contestant, timing: Timing, clock: Clock) -> float:
     return seconds * calls
 
 
-def _take_sample(contestant: Contestant, timing: Timing, clock: Clock) -> float:
+def take_sample(contestant: Contestant, timing: Timing, clock: Clock) -> float:
     use_threads(contestant.threads)
     time.sleep(REST_SECONDS)
     seconds = clock(contestant.call, timing.calls_per_sample)
