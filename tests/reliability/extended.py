@@ -1,8 +1,8 @@
 """Singular values in extended precision where Jacobi is too slow: Householder, then bisection.
 
-A is brought to a bidiagonal B by reflections in numpy's long double (Golub and Kahan 1965); the values of B are
-bisected by Sturm counts of the Golub-Kahan tridiagonal matrix (Demmel and Kahan 1990). Both are backward stable:
-the error is some n long-double eps sigma_1 at worst, 0.5 float64 eps for n = 1024 (64-bit mantissa).
+A is brought to a bidiagonal B by reflections in numpy's long double (Golub and Kahan 1965); the values of B
+are bisected by Sturm counts of the Golub-Kahan tridiagonal matrix (Demmel and Kahan 1990). Both are backward
+stable: the error is some n long-double eps sigma_1 at worst, 0.5 float64 eps for n = 1024 (64-bit mantissa).
 500 x 500 take some two seconds.
 """
 

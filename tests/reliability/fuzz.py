@@ -1,8 +1,8 @@
 """Random matrices against the oracle, under the promised bound; the statistics of each against numpy's.
 
-Oracles: float32, bfloat16, float16 LAPACK in float64, whose error is 1e-8 of float32's eps. float64 up to EXTENDED
-values: Jacobi in extended precision. float64 above, reported apart as `weak`: LAPACK in float64, with room for
-LAPACK's own error (benchmarks/accuracy_gate.py derives the factor); beyond that, extended precision again.
+Oracles: float32, bfloat16, float16 LAPACK in float64, whose error is 1e-8 of float32's eps. float64 up to
+EXTENDED values: Jacobi in extended precision. float64 above, reported apart as `weak`: LAPACK in float64,
+with room for LAPACK's own error (benchmarks/accuracy_gate.py derives the factor); beyond, extended precision.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tests.reliability.matrices import Case, build, plan
 CHUNK = 500  # matrices: half a minute of work
 # Long double: 0.08 s for 64 values, 1.7 s for 128.
 EXTENDED = 64
-# Each value enters a sum of at most 1024 terms with a rounding of eps: 1024 eps = 2e-13, and the logarithms of an
-# entropy near zero lose some of that; the documentation promises 1e-10.
+# Each value enters a sum of at most 1024 terms with a rounding of eps, 2e-13 in all, in both computations;
+# that leaves two digits for logarithms and powers.
 STATISTICS_RTOL = 1e-10
 
 
@@ -100,7 +100,7 @@ def _values(A: Tensor, values: Tensor) -> tuple[float, str]:
 
 
 def _judge(A: Tensor, values: Tensor, exact: np.ndarray) -> tuple[float, str]:
-    """In long double: float64 has no half of its smallest number, to which results in that range are rounded."""
+    """In long double: float64 has no half of its smallest number, to which small results are rounded."""
     wide, info = np.longdouble, torch.finfo(values.dtype)
     error = np.abs(values.numpy().astype(wide) - exact).max()
     rounding = wide(info.smallest_normal) * wide(info.eps) / 2

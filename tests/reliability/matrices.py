@@ -101,7 +101,7 @@ def build(case: Case) -> Tensor:
 
 
 def _scaled(matrix: Tensor, exponent: int | None, dtype: torch.dtype) -> Tensor:
-    """Rounded to the dtype, with a Frobenius norm near 2^exponent; without one, no larger than the dtype has."""
+    """Rounded to the dtype, with a Frobenius norm near 2^exponent; without one, as it is where it fits."""
     norm = float(torch.linalg.vector_norm(matrix))
     most = math.log2(torch.finfo(dtype).max) - 2
     if norm > 0 and (exponent is not None or math.log2(norm) > most):
