@@ -76,7 +76,7 @@ def run_lapack(arguments: argparse.Namespace) -> int:
             failures.append(f"{one}")
     columns = sorted({column for row in largest.values() for column in row})
     print("| | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
-    for (kind, isa_name), row in largest.items():
+    for (kind, isa_name), row in sorted(largest.items(), key=lambda one: one[0][0] == "all types"):
         cells = " | ".join(f"{row[column]:.2g}" if column in row else "" for column in columns)
         print(f"| {kind} {isa_name} | {cells} |")
     print("\n".join([*failures, f"{count} results, {len(failures)} failures"]))
