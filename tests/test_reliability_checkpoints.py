@@ -8,6 +8,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -61,6 +62,17 @@ def test_a_zip_member_that_inflates_takes_no_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_stack_of_any_number_of_empty_matrices_is_refused(tmp_path: Path) -> None:
+    """A header of 60 bytes asked for four billion of them."""
+    path = tmp_path / "stack.npy"
+    np.save(path, np.ones((2, 0, 2), dtype=np.float32))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"(2, 0, 2), }         ", b"(4294967296, 0, 2), }"))
+    assert b"(4294967296, 0, 2)" in path.read_bytes()
+    with pytest.raises(CheckpointError, match="no weight matrix"):
+        open_checkpoint(path)
 
 
 def test_a_number_of_heads_that_is_true_is_none(tmp_path: Path) -> None:

@@ -101,11 +101,11 @@ def run_stress(arguments: argparse.Namespace) -> int:
 def run_kill(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = kill_often(Path(folder) / "run", arguments.kills, arguments.seed, arguments.longest)
-    print("\n".join(found.problems))
-    print(
+    summary = (
         f"{found.kills} kills, {found.without_looks} of them before the first look; "
         f"{found.acknowledged} rows acknowledged, {found.lost} lost"
     )
+    print("\n".join([*found.problems, summary]))
     return int(bool(found.problems))
 
 

@@ -43,7 +43,8 @@ def check_chunk(seed: int, chunk: int, matrices: int = CHUNK) -> dict[str, Any]:
             found["matrices"] += 1
             if problem:
                 about = {**asdict(case), "isa": isa_of(case), "matrix": index, "ratio": ratio}
-                about |= {"spectrum": case.spectra[index], "exponent": case.exponents[index]}
+                entries = 0 if case.layout == "expanded" else index  # expanded: all are the first
+                about |= {"spectrum": case.spectra[entries], "exponent": case.exponents[entries]}
                 del about["spectra"], about["exponents"]
                 found["failures"].append({"case": case.name, "problem": problem, **about})
     return found

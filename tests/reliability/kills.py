@@ -58,7 +58,8 @@ def kill_often(run: Path, kills: int, seed: int, longest: float) -> Kills:
 
     rng = random.Random(seed)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "spectral_fast.monitor"])
+    # torch._dynamo: what an optimizer imports at its first step, and takes seconds.
+    context.set_forkserver_preload(["torch._dynamo", "spectral_fast.monitor.parquet", "pyarrow.parquet"])
     expected: dict[Key, tuple[float, ...]] = {}
     problems: list[str] = []
     lost = last = without = 0
