@@ -78,6 +78,14 @@ def test_the_second_extended_oracle_agrees_with_the_first(shape: tuple[int, int]
         assert (np.abs(singular_values_by_bisection(A) - expected) <= allowed).all()
 
 
+def test_the_second_extended_oracle_on_rank_one() -> None:
+    """What is left of all ones falls by the rounding at each step, until its squares underflow."""
+    values = singular_values_by_bisection(torch.ones(180, 170, dtype=torch.float64))
+    allowed = 500 * np.finfo(np.longdouble).eps * np.sqrt(np.longdouble(180 * 170))
+    assert abs(values[0] - np.sqrt(np.longdouble(180 * 170))) <= allowed
+    assert (values[1:] <= allowed).all()
+
+
 def test_lapack_types() -> None:
     results = list(lapack.check([(1, 1), (1, 3), (2, 2), (10, 8), (12, 30), (33, 33)]))
     assert len({result.kind for result in results}) == 19

@@ -29,8 +29,8 @@ def singular_values_by_bisection(matrix: Tensor) -> Array:
 def _reflector(x: Array) -> tuple[Array, np.longdouble, np.longdouble]:
     """v, tau and alpha with (1 - tau v v^T) x = alpha e_1."""
     norm = np.sqrt((x * x).sum())
-    if norm == 0:
-        return x, norm, norm
+    if norm < np.finfo(x.dtype).eps ** 2:  # zero for every purpose, and its square may underflow
+        return x, 0 * norm, 0 * norm
     v = x.copy()
     alpha = -norm if x[0] >= 0 else norm
     v[0] -= alpha

@@ -111,7 +111,7 @@ def _judge(A: Tensor, values: Tensor, exact: np.ndarray) -> tuple[float, str]:
         return ratio, ""
     twice_torch = 2 * wide(judge(A, values, exact).torch_error) + rounding
     beyond = float(error / max(promised, twice_torch))
-    return ratio, f"{beyond:.3f} times the bound" if beyond > 1 else ""
+    return ratio, "" if beyond <= 1 else f"{beyond:.3f} times the bound"
 
 
 def _statistics(values: Tensor, stats: dict[str, float]) -> str:
