@@ -121,6 +121,19 @@ def _digests(module: str | Path, **extra: str) -> dict[str, str]:
     return digests
 
 
+def _stress(module: Path, **extra: str) -> None:
+    """Batches that shrink and grow while callers compete, at least a round of each caller."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reliability.stress_kernels", module, "10"],
+        cwd=ROOT,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **extra},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def _runtime(name: str) -> str:
     """A sanitizer's library, which has to be in the process before Python."""
     if not shutil.which("c++"):
@@ -215,6 +228,7 @@ def test_sanitize_addresses_and_undefined_behaviour(tmp_path: Path) -> None:
     _assert_instrumented(tmp_path, "__asan_")
     # CPython's own allocations at exit are not ours to judge.
     _digests(module, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0")
+    _stress(module, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0")
 
 
 @pytest.mark.slow
@@ -225,6 +239,7 @@ def test_sanitize_threads(tmp_path: Path) -> None:
     module = _build(tmp_path, "-fsanitize=thread -g1")
     _assert_instrumented(tmp_path, "__tsan_")
     _digests(module, LD_PRELOAD=runtime, TSAN_OPTIONS="halt_on_error=1")
+    _stress(module, LD_PRELOAD=runtime, TSAN_OPTIONS="halt_on_error=1")
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def read_npy(path: Path) -> list[CheckpointTensor]:
             stored,
             partial(read_array, path, data + index * step, matrix, stored),
         )
-        for index in range(shape[0])
+        for index in range(shape[0] if step else 0)  # of empty ones a header may promise any number
     ]
 
 

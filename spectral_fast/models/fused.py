@@ -312,7 +312,7 @@ def _heads(config: Config) -> int:
 
 def _integer(config: Config, *names: str, default: int | None = None) -> int:
     value = next((config[name] for name in names if config.get(name) is not None), default)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:  # true is an int, too
         raise _LayoutUnknown(f"the config has no usable {names[0]}")
     return value
 

@@ -26,7 +26,7 @@ def read_torch_zip(path: Path) -> list[CheckpointTensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            orders = [archive.read(member) for member in members if member.filename.endswith("/byteorder")]
+            orders = [_start(archive, member) for member in members if member.filename.endswith("/byteorder")]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise CheckpointError(
             path,
@@ -56,6 +56,12 @@ def read_torch_zip(path: Path) -> list[CheckpointTensor]:
         return _read_pickle(path, map_location="meta")
     except NotImplementedError:  # quantized tensors of torch.ao, or an older torch: map the file instead
         return _read_pickle(path, map_location="cpu", mmap=True)
+
+
+def _start(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The first bytes of a member; what a damaged or malicious one holds beyond them takes no memory."""
+    with archive.open(member) as file:
+        return file.read(8)
 
 
 def read_torch_legacy(path: Path) -> list[CheckpointTensor]:
