@@ -69,9 +69,9 @@ def main() -> None:
     kernels += ["direct_update", "direct_reduce", "direct"]
     kernels += ["update", "panel", "reduce", "gram", "band", "bidiagonal", "values", "workspace", "svdvals"]
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group"]
-    kernels += ["products_tiles", "products", "symmetric", "look"]
+    kernels += ["products_tiles", "products", "panels", "symmetric", "look", "lanczos"]
     kernels += ["elementary", "powerlaw", "stats", "peak", "isa"]
-    hosts = ["dispatch", "look", "products", "spectra", "threads"]
+    hosts = ["dispatch", "lanczos", "look", "products", "spectra", "threads"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
         [f"csrc/cpu/{name}.cpp" for name in ("bindings", *hosts)],
@@ -81,7 +81,7 @@ def main() -> None:
         define_macros=[("SF_X86_ISAS", "1")] if several else [],
         depends=[
             "csrc/kernels.h",
-            *[f"csrc/cpu/{name}.h" for name in hosts],
+            *[f"csrc/cpu/{name}.h" for name in (*hosts, "rounds")],
             *[f"csrc/cpu/{name}.inl" for name in kernels],
         ],
     )

@@ -83,6 +83,19 @@
 //   workspace    workspace_bytes for each matrix in work, some n (3 vectors + 4 probes) elements.
 //   determinism  the bits depend on the inputs and the instruction set.
 //
+//   block_lanczos   `steps` steps of block Lanczos on M = A^T A from V (n x vectors, orthonormal but for rounding): of each step
+//                   the diagonal block of T and the two factors of the block below it.
+//
+//   mathematics  csrc/cpu/lanczos.inl. Products are the caller's: X and Z (n x vectors) lie where `arrays` says.
+//   work         `piece` of `start` once; then for each step Z = M X, and the phases in order, of each first `piece` for all
+//                `pieces` independent pieces of rows and then `small`, which fills the step's blocks (vectors x vectors each);
+//                `advance` writes the next X and has no `small`. scratch: one for each thread.
+//   workspace    workspace_bytes for each matrix in work, some n vectors (steps + 4) elements.
+//   cost         4 n vectors^2 (steps + 1) flops a step in the mean, beside its product.
+//   errors       none. Where the space is exhausted a vector is 0, and so is its row of `second`; of a matrix that is not finite
+//                `along` is not, and all vectors become 0.
+//   determinism  the bits depend on the inputs and the instruction set.
+//
 //   stats           one spectrum, sigma_1 >= ... >= sigma_n, in double -> every field of SpectralStats, NaN if a value is < 0.
 //
 //   ranksize_slope  the same -> minus the slope of ln sigma_k on ln k over the positive values.
@@ -210,6 +223,30 @@ struct LookArrays {
 enum class LookStep : int { gather, project, inner, turn, inner_again, turn_again, write };
 enum class LookStatus : int { good = 0, not_finite = 1, deficient = 2 };
 
+struct LanczosShape {
+  int64_t n, vectors, steps;  // 1 <= vectors <= n
+};
+
+struct LanczosSizes {
+  int64_t pieces;
+  std::size_t workspace_bytes, scratch_bytes;
+};
+
+template <typename Scalar>
+struct LanczosArrays {
+  Scalar *x, *z;
+};
+
+// Of one step, vectors x vectors each: V^T M V, and the block below it is second first, both upper triangular.
+struct LanczosBlocks {
+  double *along, *first, *second;
+};
+
+// A vector of norm 1 that loses more than this to the vectors before it had nothing of its own.
+constexpr double lanczos_exhausted = 0.1;
+
+enum class LanczosPhase : int { start, recent, normalize, project, renormalize, advance };
+
 // Where a spectrum has no gap at all, the estimate of what is pending must not divide by zero.
 constexpr double look_smallest_gap = 0.01;
 
@@ -240,6 +277,12 @@ struct Kernels {
   void (*look_piece)(const LookShape& shape, const LookInput<Scalar>& in, LookStep step, LookStatus status, int64_t piece,
                      void* workspace, Scalar* vectors);
   LookStatus (*look_small)(const LookShape& shape, LookStep step, void* workspace, LookResult* result);
+
+  LanczosSizes (*lanczos_sizes)(const LanczosShape& shape);
+  LanczosArrays<Scalar> (*lanczos_arrays)(const LanczosShape& shape, void* workspace);
+  void (*lanczos_piece)(const LanczosShape& shape, const Scalar* start, LanczosPhase phase, int64_t step, int64_t piece,
+                        void* workspace, void* scratch);
+  void (*lanczos_small)(const LanczosShape& shape, LanczosPhase phase, int64_t step, void* workspace, const LanczosBlocks& out);
 };
 
 struct KernelTable {

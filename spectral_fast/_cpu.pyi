@@ -59,6 +59,20 @@ def gram_product(
     energy: int,
     threads: int,
 ) -> None: ...
+def block_lanczos(
+    data: int,
+    element: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    start: int,
+    vectors: int,
+    steps: int,
+    along: int,
+    first: int,
+    second: int,
+    energy: int,
+    threads: int,
+) -> None: ...
 def look(
     places: Sequence[tuple[int, int, int]],
     element: int,

@@ -59,6 +59,8 @@ for _schema in (
     "tracked_look(Tensor[] A, Tensor V, Tensor fresh, Tensor? probes, Tensor? reference, Tensor? line, "
     "float limit, int watched, int most_products) "
     "-> (Tensor squares, Tensor pending, Tensor vectors, Tensor energy, Tensor bulk)",
+    "block_lanczos(Tensor A, Tensor V, int steps) "
+    "-> (Tensor along, Tensor first, Tensor second, Tensor energy)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -76,6 +78,15 @@ gram_product = torch.ops.spectral_fast.gram_product.default
 # the dtype A is computed in, line in float64. No place in a batch, no neighbour and no thread count changes a
 # bit. No vmap: it is for a list. Not differentiable.
 tracked_look = torch.ops.spectral_fast.tracked_look.default
+
+# A (b, m, n) of a real dtype, any strides, m and n at least 1; V (n, s), orthonormal but for rounding, 1 <= s
+# <= n, of the dtype A is computed in: `steps` steps of block Lanczos on A^T A, for every matrix from the same V.
+# Of each step (b, steps, s, s) float64: the diagonal block of T, symmetric but for rounding, and the upper
+# triangular factors of the block below it, second @ first. Rows of zeros in second: the space is exhausted
+# there. energy (b) float64, the sum of squares of A. What is not finite stays in its matrix, whose `along` is
+# not finite either. No place in a batch and no thread count changes a bit on the CPU. No vmap, not
+# differentiable.
+block_lanczos = torch.ops.spectral_fast.block_lanczos.default
 
 
 # What the dispatcher passes on its way to a CPU kernel when it has nothing to do there.
@@ -268,6 +279,36 @@ def _(
     energy = V.new_empty(V.shape[:1], dtype=torch.float64)
     bulk = V.new_empty((V.shape[0], 2), dtype=torch.float64)
     return squares, torch.empty_like(squares), V.new_empty(V.shape), energy, bulk
+
+
+def check_block_lanczos(A: Tensor, V: Tensor, steps: int) -> None:
+    """ValueError or TypeError for what block_lanczos does not take."""
+    if A.dtype not in REAL_DTYPES:
+        raise TypeError(f"block_lanczos takes real floating-point matrices, not {A.dtype}")
+    if V.dtype != compute_dtype(A.dtype):
+        raise TypeError(
+            f"block_lanczos of {A.dtype} matrices takes vectors of {compute_dtype(A.dtype)}, not {V.dtype}"
+        )
+    if A.dim() != 3 or V.dim() != 2 or A.shape[1] < 1 or A.shape[2] != V.shape[0]:
+        raise ValueError(
+            "block_lanczos takes A (b, m, n), m at least 1, and V (n, s) with the same n, not "
+            f"{tuple(A.shape)} and {tuple(V.shape)}"
+        )
+    if not 1 <= V.shape[1] <= V.shape[0] or steps < 1:
+        raise ValueError(
+            f"block_lanczos on {V.shape[0]} columns takes 1 to {V.shape[0]} vectors and at least 1 step, not "
+            f"{V.shape[1]} and {steps}"
+        )
+    if A.device != V.device:
+        raise ValueError(f"block_lanczos: A is on {A.device} and V on {V.device}; move one of them")
+
+
+@torch.library.register_fake(block_lanczos)
+def _(A: Tensor, V: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_block_lanczos(A, V, steps)
+    blocks = (A.shape[0], steps, V.shape[1], V.shape[1])
+    along, first, second = (A.new_empty(blocks, dtype=torch.float64) for _ in range(3))
+    return along, first, second, A.new_empty(A.shape[:1], dtype=torch.float64)
 
 
 def batched_call(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:

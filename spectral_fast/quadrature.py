@@ -31,7 +31,7 @@ basis, and the eigenvalues and vectors of T.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,22 +41,16 @@ from spectral_fast import _ops
 # A Ritz vector counts as converged where its residual is below this part of the distance to the next value.
 # From 0.1 to 0.3 the rms error of alpha_hill over 14 spectra does not change (0.9 %); at 1 it is 1.0 %.
 _CONVERGED = 0.3
-# Matrices that go through the steps together, bytes a thread: more no longer stay in a cache from step to
-# step, fewer pay for the calls. On one core of a Zen 4 with others at work, processor time each in ms, by the
-# number in a group: 768 x 768 4.1 (1), 3.2 (2), 3.1 (3), 4.2 (12); 1024 x 1024 5.9, 5.3, 5.7, 7.0.
-_GROUP_BYTES = 8 << 20
 # The weight of a simple eigenvalue is chi^2_s / s. What weighs more is one of higher multiplicity than the
 # block has vectors.
 _ONE_VALUE = 6.0
-# A vector of norm 1 that loses more than this to the vectors before it had nothing of its own.
-_EXHAUSTED = 0.1
 # A Ritz value is taken for an eigenvalue where its predicted error is below this part of that distance.
 _SEPARATE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Krylov:
-    """What q steps of block Lanczos leave of a batch of b matrices, float64 but for the energy's source.
+    """What q steps of block Lanczos leave of a batch of b matrices, float64.
 
     T: (b, s q, s q). below: R_q (b, s, s). energy: (b) sum of squares of A.
     """
@@ -97,52 +91,15 @@ class Spectrum:
 def block_lanczos(A: Tensor, probes: Tensor, n_steps: int) -> Krylov:
     """n_steps of block Lanczos on A^T A for A (b, m, n), m >= n, from the columns of probes (n, s).
 
-    The basis is held by rows, (b, s q, n) in the dtype of the computation: s q / m of A, on a CPU of a few
-    matrices.
+    On a CPU a thread takes a matrix through all steps, with a basis of s q / m of its size.
     """
-    if A.device.type != "cpu" or A.shape[0] == 0:
-        return _walk(A, probes, n_steps)
-    # Each step reads the whole matrix: as many as the threads take at once, or as a cache holds.
-    least = torch.get_num_threads()
-    group = max(least, least * _GROUP_BYTES // max(A[0].numel() * A.element_size(), 1))
-    parts = [_walk(part, probes, n_steps) for part in A.split(group)]
-    return Krylov(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Krylov)))
-
-
-def _walk(A: Tensor, probes: Tensor, n_steps: int) -> Krylov:
-    b, n, s = A.shape[0], A.shape[-1], probes.shape[-1]
-    dtype = _ops.compute_dtype(A.dtype)
-    basis = torch.empty(b, s * n_steps, n, dtype=dtype, device=A.device)
-    V = torch.linalg.qr(probes.to(A.device, dtype)).Q.expand(b, n, s)
-    energy, largest, eps = torch.empty(0), basis.new_zeros(b), torch.finfo(dtype).eps
-    along, first, second = [], [], []
-    for step in range(n_steps):
-        end = (step + 1) * s
-        basis[:, end - s : end] = V.mT
-        Z, squares = _ops.gram_product(A, V)
-        energy = squares if step == 0 else energy
-        # In exact arithmetic M V_j meets the last two blocks only. Rounding leaves traces of all others,
-        # which matter once Z is divided by its norm: those go afterwards, when V has norm 1.
-        recent, known = basis[:, max(end - 2 * s, 0) : end], basis[:, :end]
-        # All by rows: with the vectors as columns these products take up to six times as long.
-        rows = Z.mT
-        part = rows @ recent.mT
-        along.append(part[..., -s:])
-        V, R = torch.linalg.qr(torch.baddbmm(rows, part, recent, alpha=-1).mT)
-        first.append(R)
-        rows = V.mT
-        V, R = torch.linalg.qr(torch.baddbmm(rows, rows @ known.mT, known, alpha=-1).mT)
-        # What was rounding before or vanishes now has nothing new: the space is exhausted there.
-        largest = torch.maximum(largest, part.abs().amax((-2, -1)))
-        alive = R.diagonal(dim1=-2, dim2=-1).abs() > _EXHAUSTED
-        alive &= first[-1].diagonal(dim1=-2, dim2=-1).abs() > 4 * eps * largest[:, None]
-        V = V * alive[:, None]
-        second.append(R * alive[..., None])
-    diagonal = torch.stack(along, 1).to(torch.float64)
-    below = torch.stack(second, 1).to(torch.float64) @ torch.stack(first, 1).to(torch.float64)
-    T = diagonal.new_zeros(b, n_steps, s, n_steps, s)
+    V = torch.linalg.qr(probes.to(A.device, _ops.compute_dtype(A.dtype))).Q
+    along, first, second, energy = _ops.block_lanczos(A, V, n_steps)
+    below = second @ first
+    b, s = A.shape[0], V.shape[-1]
+    T = along.new_zeros(b, n_steps, s, n_steps, s)
     at = torch.arange(n_steps, device=A.device)
-    T[:, at, :, at] = ((diagonal + diagonal.mT) / 2).movedim(1, 0)
+    T[:, at, :, at] = ((along + along.mT) / 2).movedim(1, 0)
     T[:, at[1:], :, at[:-1]] = below[:, :-1].movedim(1, 0)
     T[:, at[:-1], :, at[1:]] = below[:, :-1].mT.movedim(1, 0)
     return Krylov(T.reshape(b, s * n_steps, s * n_steps), below[:, -1], energy)

@@ -33,12 +33,14 @@ OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gram_product float16": (_ops.gram_product, (A[0].half(), torch.randn(5, 3))),
     "gram_product empty": (_ops.gram_product, (A[:, :0], torch.randn(2, 5, 3, dtype=torch.float64))),
     # with probes: opcheck compares without equal_nan
+    "block_lanczos": (_ops.block_lanczos, (A, torch.eye(5, 2, dtype=torch.float64), 2)),
+    "block_lanczos bfloat16": (_ops.block_lanczos, (A.bfloat16(), torch.eye(5, 2), 2)),
     "tracked_look": (_ops.tracked_look, (list(A), *LOOK, 0.0, 1, 2)),
 }
 DIFFERENTIABLE = [
     name
     for name in OPERATORS
-    if not any(each in name for each in ("fit", "gram_product", "tracked_look", "bfloat16"))
+    if not any(each in name for each in ("fit", "gram_product", "lanczos", "tracked_look", "bfloat16"))
 ]
 
 

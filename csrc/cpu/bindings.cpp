@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "lanczos.h"
 #include "look.h"
 #include "products.h"
 
@@ -81,6 +82,24 @@ void gram_product_binding(std::uintptr_t data, int element, std::vector<int64_t>
     const py::gil_scoped_release unlocked;
     return gram_product(batch, reinterpret_cast<const Scalar*>(x), columns, reinterpret_cast<Scalar*>(z), sums, threads,
                         interrupted);
+  };
+  if (!(batch.element == ElementType::float64 ? run(double()) : run(float()))) throw py::error_already_set();
+}
+
+void lanczos_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                     std::uintptr_t start, int64_t vectors, int64_t steps, std::uintptr_t along, std::uintptr_t first,
+                     std::uintptr_t second, std::uintptr_t energy, int threads) {
+  const BatchView batch = batch_view(data, element, std::move(shape), std::move(strides));
+  if (batch.shape.size() != 3 || *std::min_element(batch.shape.begin(), batch.shape.end()) < 1 || steps < 1 || vectors < 1 ||
+      vectors > batch.shape[2])
+    throw std::invalid_argument("block_lanczos needs a batch of matrices, steps, and 1 to cols vectors");
+  const auto numbers = [](std::uintptr_t address) { return reinterpret_cast<double*>(address); };
+  const LanczosShape walk{batch.shape[2], vectors, steps};
+  const LanczosOutput out{numbers(along), numbers(first), numbers(second), numbers(energy)};
+  const auto run = [&](auto scalar) {
+    typedef decltype(scalar) Scalar;
+    const py::gil_scoped_release unlocked;
+    return block_lanczos(batch, walk, reinterpret_cast<const Scalar*>(start), out, threads, interrupted);
   };
   if (!(batch.element == ElementType::float64 ? run(double()) : run(float()))) throw py::error_already_set();
 }
@@ -229,6 +248,11 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gram_product", &gram_product_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
         py::arg("x"), py::arg("columns"), py::arg("z"), py::arg("energy"), py::arg("threads"),
         "A^T (A X) and the sum of squares of A, for a batch of matrices and as many contiguous X of `columns` columns.");
+  m.def("block_lanczos", &lanczos_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
+        py::arg("start"), py::arg("vectors"), py::arg("steps"), py::arg("along"), py::arg("first"), py::arg("second"),
+        py::arg("energy"), py::arg("threads"),
+        "Block Lanczos on A^T A for a batch (b, m, n), all from one contiguous start (n, vectors): diagonal blocks, the two\n"
+        "factors of those below (b, steps, vectors, vectors) and sums of squares of A.");
   m.def("look", &look_binding, py::arg("places"), py::arg("element"), py::arg("rows"), py::arg("cols"), py::arg("counts"),
         py::arg("of_vectors"), py::arg("of_probes"), py::arg("repeat"), py::arg("out"), py::arg("threads"),
         "Tracked looks at matrices of one shape, (address, row stride, column stride) each. counts: of vectors, of probes, of\n"

@@ -40,8 +40,10 @@ namespace {
 #include "group.inl"
 #include "products_tiles.inl"
 #include "products.inl"
+#include "panels.inl"
 #include "symmetric.inl"
 #include "look.inl"
+#include "lanczos.inl"
 #include "elementary.inl"
 #include "powerlaw.inl"
 #include "stats.inl"
@@ -60,11 +62,11 @@ const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     {svdvals_workspace_bytes<float>, svdvals_float32<false>, gram_workspace_bytes, svdvals_float32<true>, group_size<float>,
      group_workspace_bytes<float>, svdvals_group_float32, gram_product_sizes<float>, gram_product_begin<float>,
      gram_product_piece<float>, gram_product_end<float>, look_sizes<float>, look_arrays<float>, look_piece<float>,
-     look_small<float>},
+     look_small<float>, lanczos_sizes<float>, lanczos_arrays<float>, lanczos_piece<float>, lanczos_small<float>},
     {svdvals_workspace_bytes<double>, svdvals_float64<false>, gram_workspace_bytes, svdvals_float64<true>, group_size<double>,
      group_workspace_bytes<double>, svdvals_group_float64, gram_product_sizes<double>, gram_product_begin<double>,
      gram_product_piece<double>, gram_product_end<double>, look_sizes<double>, look_arrays<double>, look_piece<double>,
-     look_small<double>},
+     look_small<double>, lanczos_sizes<double>, lanczos_arrays<double>, lanczos_piece<double>, lanczos_small<double>},
     stats_workspace_bytes,
     stats,
     ranksize_slope,

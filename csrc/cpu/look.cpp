@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "products.h"
-#include "threads.h"
+#include "rounds.h"
 
 namespace spectral_fast {
 
@@ -109,40 +109,9 @@ class Looks {
 template <typename Scalar>
 bool look(const std::vector<MatrixView>& matrices, const LookShape& shape, const LookBatch<Scalar>& batch,
           const LookOutput<Scalar>& out, int threads, bool (*interrupted)()) {
-  const int64_t count = matrices.size();
   const Looks<Scalar> looks(matrices, shape, batch, out);
-  const int64_t worth = threads_worth(4.0 * matrices[0].rows * shape.n * (shape.vectors + shape.probes) * count);
-  Crew crew(static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({threads, worth, count * looks.pieces()}))), interrupted);
-  // As in gram_product(): full rounds of a matrix a thread, and all threads inside those of a last round that would leave half
-  // idle.
-  const int64_t last_round = count % crew.threads();
-  const int64_t together = crew.threads() > 1 && 2 * last_round <= crew.threads() ? last_round : 0;
-  const int64_t apart = count - together;
-
-  std::vector<typename Looks<Scalar>::Space> spaces;
-  do spaces.push_back(looks.space());
-  while (static_cast<int64_t>(spaces.size()) < std::min<int64_t>(apart, crew.threads()));
-  std::vector<Block> scratch;
-  for (int worker = 0; worker < crew.threads(); ++worker) scratch.push_back(looks.scratch());
-
-  crew.run(apart, [&](int64_t index, int worker) {
-    const Team team = crew.alone(worker);
-    looks(index, spaces[worker], scratch, [&](int64_t pieces, const auto& piece) {
-      for (int64_t i = 0; i < pieces; ++i) {
-        if (team.cancelled(team.pool)) return false;
-        piece(i, worker);
-      }
-      return true;
-    });
-  });
-  for (int64_t index = apart; index < count && !crew.poll(); ++index)
-    looks(index, spaces.front(), scratch, [&](int64_t pieces, const auto& piece) {
-      crew.run(pieces, [&](int64_t i, int worker) {
-        if (!crew.cancelled()) piece(i, worker);
-      });
-      return !crew.poll();
-    });
-  return !crew.cancelled();
+  const double flops = 4.0 * matrices[0].rows * shape.n * (shape.vectors + shape.probes) * matrices.size();
+  return run_rounds(looks, matrices.size(), threads_worth(flops), threads, interrupted);
 }
 
 template bool look<float>(const std::vector<MatrixView>&, const LookShape&, const LookBatch<float>&, const LookOutput<float>&,

@@ -10,92 +10,11 @@
 // and of the probes, with K = V'^T Y for Y = [change, image] of those for the drift, sums of squares of P Y, and the columns' dot
 // products and norms of the others.
 //
-// Everything tall is cut into pieces of `look_rows` rows: sums of one piece in T, those of the pieces in double and in order, so
+// Everything tall is cut into pieces of `panel_rows` rows: sums of one piece in T, those of the pieces in double and in order, so
 // that no bit depends on who computed them. What is s x s is in double.
 //
 // cost   6 n s^2 flops for T, G and V, 4 n s p for P Omega, 16 n s d for the drift (s, p padded to registers), 20 s^3 in double.
 //        n = 768, s = 32, p = 16, d = 4, one thread: 7 Mflop beside 113 of the product of a square matrix.
-
-static constexpr int64_t look_rows = 128;
-
-// Products of tall panels, rows `lda` and `ldb` apart. Counts of columns are multiples of `unit`.
-template <typename T>
-struct Panels {
-  typedef Simd<T> S;
-  typedef typename S::Vector V;
-  static constexpr int height = SF_VECTOR_BYTES == 64 ? 8 : 4;
-  static constexpr int64_t unit = S::lanes > height ? S::lanes : height;
-  static constexpr int most_vectors = 2;
-
-  template <int vectors>
-  static inline __attribute__((always_inline)) void inner_tile(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t depth,
-                                                               T* c, int64_t ldc) {
-    V sum[height][vectors] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-      SF_UNROLL
-      for (int r = 0; r < height; ++r) {
-        SF_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[r][v] += a[k * lda + r] * S::load(b + k * ldb + v * S::lanes);
-      }
-    }
-    SF_UNROLL
-    for (int r = 0; r < height; ++r) {
-      SF_UNROLL
-      for (int v = 0; v < vectors; ++v) S::store(c + r * ldc + v * S::lanes, sum[r][v]);
-    }
-  }
-
-  // c (of_a x of_b) = a^T b over `depth` rows.
-  static void inner(const T* a, int64_t lda, int64_t of_a, const T* b, int64_t ldb, int64_t of_b, int64_t depth, T* c,
-                    int64_t ldc) {
-    for (int64_t i = 0; i < of_a; i += height) {
-      int64_t j = 0;
-      for (; j + most_vectors * S::lanes <= of_b; j += most_vectors * S::lanes)
-        inner_tile<most_vectors>(a + i, lda, b + j, ldb, depth, c + i * ldc + j, ldc);
-      for (; j < of_b; j += S::lanes) inner_tile<1>(a + i, lda, b + j, ldb, depth, c + i * ldc + j, ldc);
-    }
-  }
-
-  template <int rows, int vectors>
-  static inline __attribute__((always_inline)) void update_tile(const T* q, int64_t ldq, const T* c, int64_t ldc, int64_t depth,
-                                                                T* r, int64_t ldr) {
-    V sum[rows][vectors];
-    SF_UNROLL
-    for (int i = 0; i < rows; ++i) {
-      SF_UNROLL
-      for (int v = 0; v < vectors; ++v) sum[i][v] = S::load(r + i * ldr + v * S::lanes);
-    }
-    for (int64_t k = 0; k < depth; ++k) {
-      SF_UNROLL
-      for (int i = 0; i < rows; ++i) {
-        SF_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[i][v] += q[i * ldq + k] * S::load(c + k * ldc + v * S::lanes);
-      }
-    }
-    SF_UNROLL
-    for (int i = 0; i < rows; ++i) {
-      SF_UNROLL
-      for (int v = 0; v < vectors; ++v) S::store(r + i * ldr + v * S::lanes, sum[i][v]);
-    }
-  }
-
-  template <int rows>
-  static inline void update_rows(const T* q, int64_t ldq, const T* c, int64_t ldc, int64_t depth, int64_t cols, T* r,
-                                 int64_t ldr) {
-    int64_t j = 0;
-    for (; j + most_vectors * S::lanes <= cols; j += most_vectors * S::lanes)
-      update_tile<rows, most_vectors>(q, ldq, c + j, ldc, depth, r + j, ldr);
-    for (; j < cols; j += S::lanes) update_tile<rows, 1>(q, ldq, c + j, ldc, depth, r + j, ldr);
-  }
-
-  // r (rows x cols) += q (rows x depth) c (depth x cols).
-  static void update(const T* q, int64_t ldq, const T* c, int64_t ldc, int64_t depth, int64_t rows, int64_t cols, T* r,
-                     int64_t ldr) {
-    int64_t i = 0;
-    for (; i + height <= rows; i += height) update_rows<height>(q + i * ldq, ldq, c, ldc, depth, cols, r + i * ldr, ldr);
-    for (; i < rows; ++i) update_rows<1>(q + i * ldq, ldq, c, ldc, depth, cols, r + i * ldr, ldr);
-  }
-};
 
 template <typename T>
 struct LookWorkspace {
@@ -119,7 +38,7 @@ struct LookWorkspace {
     ws.padded = round_up(ws.s, unit), ws.probes = round_up(shape.probes, unit);
     ws.pair = shape.probes ? round_up(2 * shape.drift_probes, unit) : 0;
     ws.width = ws.padded + ws.probes;
-    ws.pieces = (ws.n + look_rows - 1) / look_rows;
+    ws.pieces = (ws.n + panel_rows - 1) / panel_rows;
     ws.square = round_up(ws.s, SimdD::lanes);
     Arena arena{static_cast<char*>(block), 0};
     ws.x = arena.take<T>(ws.n * ws.width);
@@ -142,8 +61,8 @@ struct LookWorkspace {
     return ws;
   }
 
-  inline int64_t first_row(int64_t piece) const { return piece * look_rows; }
-  inline int64_t rows(int64_t piece) const { return n - first_row(piece) < look_rows ? n - first_row(piece) : look_rows; }
+  inline int64_t first_row(int64_t piece) const { return piece * panel_rows; }
+  inline int64_t rows(int64_t piece) const { return n - first_row(piece) < panel_rows ? n - first_row(piece) : panel_rows; }
   inline T* part(int64_t piece) const { return parts + piece * part_elements(); }
 
   // The first `count` elements of the parts, added up in order.
@@ -250,15 +169,6 @@ static void look_inner(const LookShape& shape, const LookInput<T>& in, const Loo
   }
   Panels<T>::update(z, width, ws.h_pair, ws.pair, ws.padded, rows, ws.pair, y, ws.pair);
   Panels<T>::inner(x, width, ws.padded, y, ws.pair, ws.pair, rows, part + 2 * ws.padded * ws.padded, ws.pair);
-}
-
-// b <- L^-1 b, L in the lower triangle of l; all s x ld.
-static inline void solve_lower(const double* l, double* b, int64_t s, int64_t ld) {
-  for (int64_t i = 0; i < s; ++i) {
-    for (int64_t j = 0; j < i; ++j) add_multiple(b + i * ld, -l[i * ld + j], b + j * ld, 0, ld);
-    const double inverse = 1 / l[i * ld + i];
-    for (int64_t j = 0; j < ld; ++j) b[i * ld + j] *= inverse;
-  }
 }
 
 // T, G -> mu, theta, C; how much that tells.

@@ -32,6 +32,15 @@ static inline void add_multiple(double* y, double x, const double* a, int64_t fr
   for (int64_t j = from; j < ld; j += SimdD::lanes) SimdD::store(y + j, SimdD::load(y + j) + x * SimdD::load(a + j));
 }
 
+// b <- L^-1 b, L in the lower triangle of l; all s x ld.
+static inline void solve_lower(const double* l, double* b, int64_t s, int64_t ld) {
+  for (int64_t i = 0; i < s; ++i) {
+    for (int64_t j = 0; j < i; ++j) add_multiple(b + i * ld, -l[i * ld + j], b + j * ld, 0, ld);
+    const double inverse = 1 / l[i * ld + i];
+    for (int64_t j = 0; j < ld; ++j) b[i * ld + j] *= inverse;
+  }
+}
+
 // a (n x ld, symmetric, entries at most about 1 in size) is overwritten; behind column n it holds zeros. Returns false where the
 // iteration does not converge.
 static bool symmetric_eigen(int64_t n, int64_t ld, double* a, double* d, double* z, const SymmetricWorkspace& ws) {

@@ -219,6 +219,29 @@ def tracked_look(
     return out
 
 
+@reference.implements("block_lanczos", "CPU")
+def block_lanczos(A: Tensor, V: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator on the CPU: a matrix a thread, or all of them inside a single one."""
+    _ops.check_block_lanczos(A, V, steps)
+    batch, s = A.shape[0], V.shape[1]
+    blocks, energy = [_empty((batch, steps, s, s)) for _ in range(3)], _empty((batch,))
+    if batch:
+        start = V.contiguous()
+        _cpu.block_lanczos(
+            A.data_ptr(),
+            _ELEMENT_TYPES[A.dtype],
+            A.shape,
+            A.stride(),
+            start.data_ptr(),
+            s,
+            steps,
+            *(block.data_ptr() for block in blocks),
+            energy.data_ptr(),
+            _threads(),
+        )
+    return (*blocks, energy)
+
+
 class _Spectra:
     """Rows of values as the kernels read them, kept alive: contiguous, in float32 or float64."""
 
@@ -237,4 +260,5 @@ _ops.cpu_kernels |= {
     _ops.hill_alpha: hill_alpha,
     _ops.gram_product: gram_product,
     _ops.tracked_look: tracked_look,
+    _ops.block_lanczos: block_lanczos,
 }

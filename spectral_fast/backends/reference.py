@@ -131,3 +131,42 @@ def tracked_look(
     if probes is not None and reference is not None and line is not None:
         kept = Probes(probes, reference, line)
     return look(products, V, fresh, kept, Repeat(limit, watched, most_products))
+
+
+# A vector of norm 1 that loses more than this to the vectors before it had nothing of its own.
+_EXHAUSTED = 0.1
+
+
+@implements("block_lanczos")
+def block_lanczos(A: Tensor, V: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator on devices without a kernel: the batch goes through the steps together."""
+    _ops.check_block_lanczos(A, V, steps)
+    b, (n, s) = A.shape[0], V.shape
+    basis = V.new_empty(b, s * steps, n)
+    V = V.expand(b, n, s)
+    energy, largest, eps = V.new_empty(0), V.new_zeros(b), torch.finfo(V.dtype).eps
+    along, first, second = [], [], []
+    for step in range(steps):
+        end = (step + 1) * s
+        basis[:, end - s : end] = V.mT
+        Z, squares = _ops.gram_product(A, V)
+        energy = squares if step == 0 else energy
+        # In exact arithmetic M V_j meets the last two blocks only. Rounding leaves traces of all others,
+        # which matter once Z is divided by its norm: those go afterwards, when V has norm 1.
+        recent, known = basis[:, max(end - 2 * s, 0) : end], basis[:, :end]
+        # All by rows: with the vectors as columns these products take up to six times as long.
+        rows = Z.mT
+        part = rows @ recent.mT
+        along.append(part[..., -s:])
+        V, R = torch.linalg.qr(torch.baddbmm(rows, part, recent, alpha=-1).mT)
+        first.append(R)
+        rows = V.mT
+        V, R = torch.linalg.qr(torch.baddbmm(rows, rows @ known.mT, known, alpha=-1).mT)
+        # What was rounding before or vanishes now has nothing new: the space is exhausted there.
+        largest = torch.maximum(largest, part.abs().amax((-2, -1)))
+        alive = R.diagonal(dim1=-2, dim2=-1).abs() > _EXHAUSTED
+        alive &= first[-1].diagonal(dim1=-2, dim2=-1).abs() > 4 * eps * largest[:, None]
+        V = V * alive[:, None]
+        second.append(R * alive[..., None])
+    blocks = (torch.stack(each, 1).to(torch.float64) for each in (along, first, second))
+    return (*blocks, energy)
