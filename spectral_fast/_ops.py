@@ -79,13 +79,12 @@ gram_product = torch.ops.spectral_fast.gram_product.default
 # bit. No vmap: it is for a list. Not differentiable.
 tracked_look = torch.ops.spectral_fast.tracked_look.default
 
-# A (b, m, n) of a real dtype, any strides, m and n at least 1; V (n, s), orthonormal but for rounding, 1 <= s
-# <= n, of the dtype A is computed in: `steps` steps of block Lanczos on A^T A, for every matrix from the same V.
-# Of each step (b, steps, s, s) float64: the diagonal block of T, symmetric but for rounding, and the upper
-# triangular factors of the block below it, second @ first. Rows of zeros in second: the space is exhausted
-# there. energy (b) float64, the sum of squares of A. What is not finite stays in its matrix, whose `along` is
-# not finite either. No place in a batch and no thread count changes a bit on the CPU. No vmap, not
-# differentiable.
+# `steps` steps of block Lanczos on A^T A for A (b, m, n) of a real dtype, any strides, m and n at least 1,
+# all from V (n, s), orthonormal but for rounding, 1 <= s <= n, of the dtype A is computed in. Of each step,
+# (b, steps, s, s) float64: the diagonal block of T, symmetric but for rounding, and the upper triangular
+# factors of the block below it, second @ first. Rows of zeros in second: the space is exhausted there. energy
+# (b) float64, the sum of squares of A. What is not finite stays in its matrix, whose `along` is not finite
+# either. On the CPU no place in a batch and no thread count changes a bit. No vmap, not differentiable.
 block_lanczos = torch.ops.spectral_fast.block_lanczos.default
 
 
