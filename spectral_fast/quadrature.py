@@ -202,22 +202,23 @@ def _gauss(theta: Tensor, weight: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]
     share.
     """
     total = weight.sum(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
-    basis = (weight / total).sqrt()[:, None]
-    smallest = 1e-10 * theta[:, :1]
+    basis = theta.new_empty(theta.shape[0], n_nodes, theta.shape[1])
+    basis[:, 0] = (weight / total).sqrt()
+    smallest = 1e-10 * theta[:, :1, None]
     diagonal, off = [], []
     for step in range(n_nodes):
-        v = basis[:, -1]
-        z = theta * v
-        diagonal.append((v * z).sum(-1))
+        known = basis[:, : step + 1]
+        z = theta[:, None] * known[:, step:]
+        part = z @ known.mT
+        diagonal.append(part[:, 0, step])
         if step + 1 == n_nodes:
             break
-        for _ in range(2):
-            z = z - ((basis @ z[..., None]).mT @ basis)[:, 0]
+        z = torch.baddbmm(z, part, known, alpha=-1)
+        z = torch.baddbmm(z, z @ known.mT, known, alpha=-1)
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         alive = norm > smallest
-        norm = torch.where(alive, norm, 1)
-        basis = torch.cat([basis, torch.where(alive, z / norm, 0)[:, None]], 1)
-        off.append(torch.where(alive, norm, 0)[:, 0])
+        basis[:, step + 1 : step + 2] = torch.where(alive, z / norm, 0)
+        off.append(torch.where(alive, norm, 0)[:, 0, 0])
     jacobi = torch.diag_embed(torch.stack(diagonal, -1))
     if off:
         side = torch.diag_embed(torch.stack(off, -1), 1)

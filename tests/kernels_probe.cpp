@@ -1,6 +1,7 @@
 // Every path of the kernels, on uninitialised workspaces and outputs. tests/test_build.py runs this under valgrind, which
 // complains where a branch depends on memory that nobody wrote; here every value that comes out decides one.
 #include "csrc/cpu/dispatch.h"
+#include "csrc/cpu/lanczos.h"
 #include "csrc/cpu/look.h"
 #include "csrc/cpu/products.h"
 
@@ -72,6 +73,30 @@ static bool looked(ElementType element, int64_t n, int64_t s, int64_t probes, in
   return good;
 }
 
+// Steps on three times an identity, whose block is 9 and leaves nothing for the next, and on random numbers.
+template <typename Scalar>
+static bool walked(ElementType element, int64_t n, int64_t s) {
+  const int64_t rows = n + 7, steps = 3, size = s * s;
+  const std::unique_ptr<Scalar[]> a(new Scalar[2 * rows * n]), start(new Scalar[n * s]);
+  std::minstd_rand random(4);
+  std::normal_distribution<Scalar> normal;
+  for (int64_t i = 0; i < rows * n; ++i) a[i] = i / n == i % n ? Scalar(3) : 0;
+  for (int64_t i = rows * n; i < 2 * rows * n; ++i) a[i] = normal(random);
+  for (int64_t i = 0; i < n * s; ++i) start[i] = i / s == i % s;
+  const auto numbers = [](int64_t count) { return std::unique_ptr<double[]>(new double[count]); };
+  const auto along = numbers(2 * steps * size), first = numbers(2 * steps * size), second = numbers(2 * steps * size),
+             energy = numbers(2);
+  bool good = block_lanczos({a.get(), element, {2, rows, n}, {rows * n, n, 1}}, {n, s, steps}, start.get(),
+                            {along.get(), first.get(), second.get(), energy.get()}, 1, nullptr);
+  for (int64_t i = 0; i < steps * size; ++i) {
+    const bool diagonal = i < size && i / s == i % s;
+    good = good && along[i] == (diagonal ? 9 : 0) && second[i] == 0 && std::isfinite(first[i]);
+  }
+  for (int64_t i = steps * size; i < 2 * steps * size; ++i)
+    good = good && std::isfinite(along[i]) && std::isfinite(first[i]) && std::abs(second[i]) < 1.001;
+  return good && energy[0] == 9 * n && energy[1] > 0;
+}
+
 // Every field of the statistics, in double, of n random singular values.
 static bool plausible(int64_t n) {
   std::minstd_rand random(2);
@@ -138,6 +163,12 @@ int main() {
       const bool here = looked<float>(ElementType::float32, n, s, probes, for_drift) &&
                         looked<double>(ElementType::float64, n, s, probes, for_drift);
       if (!here) std::fprintf(stderr, "looks at %d columns\n", static_cast<int>(n));
+      good = good && here;
+    }
+  for (const int64_t s : {1, 5, 8, 17})
+    for (const int64_t n : {20, 130}) {
+      const bool here = walked<float>(ElementType::float32, n, s) && walked<double>(ElementType::float64, n, s);
+      if (!here) std::fprintf(stderr, "block Lanczos of %d columns\n", static_cast<int>(n));
       good = good && here;
     }
   return plausible(333) && good ? 0 : 1;

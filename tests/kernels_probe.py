@@ -129,6 +129,37 @@ def digest_of_looks(cpu: Any) -> bytes:
     return bits
 
 
+def lanczos(cpu: Any, a: Any, start: Any, steps: int, threads: int) -> list[Any]:
+    count, s = len(a), start.shape[1]
+    out = [np.empty((count, steps, s, s)) for _ in range(3)] + [np.empty(count)]
+    strides = [stride // a.itemsize for stride in a.strides]
+    at = [x.ctypes.data for x in out]
+    element = cpu.element_types[a.dtype.name]
+    cpu.block_lanczos(a.ctypes.data, element, a.shape, strides, start.ctypes.data, s, steps, *at, threads)
+    return out
+
+
+def digest_of_lanczos(cpu: Any) -> bytes:
+    """As many vectors as half a register, a whole one and more hold; an exhausted space."""
+    rng = np.random.default_rng(8)
+    bits = b""
+    for m, n, s, steps in ((1, 1, 1, 2), (40, 30, 8, 5), (130, 129, 5, 3), (500, 300, 16, 4)):
+        for dtype, tolerance in ((np.float32, 1e-5), (np.float64, 1e-13)):
+            a = rng.standard_normal((3, m, n)).astype(dtype)
+            start = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((n, s)))[0].astype(dtype))
+            found = lanczos(cpu, a, start, steps, 2)
+            image = a.astype(np.float64) @ start.astype(np.float64)
+            size = np.linalg.norm(a.astype(np.float64), axis=(1, 2))[:, None, None] ** 2
+            assert (abs(found[0][:, 0] - np.swapaxes(image, 1, 2) @ image) < tolerance * size).all()
+            for threads in (1, 4):
+                for one in range(3):
+                    again = lanczos(cpu, a[one : one + 1], start, steps, threads)
+                    for x, y in zip(again, found, strict=True):
+                        assert (x[0] == y[one]).all(), (m, n, s, threads)
+            bits += b"".join(x.tobytes() for x in found)
+    return bits
+
+
 def statistics(cpu: Any, spectra: Any, threads: int) -> bytes:
     """Every kernel of statistics on contiguous rows of float32 or float64; the bits of all results."""
     count, n = spectra.shape
@@ -204,6 +235,7 @@ def digest(cpu: Any) -> str:
     digest.update(digest_of_statistics(cpu))
     digest.update(digest_of_products(cpu))
     digest.update(digest_of_looks(cpu))
+    digest.update(digest_of_lanczos(cpu))
     return digest.hexdigest()
 
 

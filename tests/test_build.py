@@ -177,6 +177,7 @@ THREADS_PROBE = ("tests/threads_probe.cpp", "csrc/cpu/threads.cpp")
 KERNELS_PROBE = (
     "tests/kernels_probe.cpp",
     "csrc/cpu/dispatch.cpp",
+    "csrc/cpu/lanczos.cpp",
     "csrc/cpu/look.cpp",
     "csrc/cpu/products.cpp",
     "csrc/cpu/spectra.cpp",

@@ -224,7 +224,8 @@ def block_lanczos(A: Tensor, V: Tensor, steps: int) -> tuple[Tensor, Tensor, Ten
     """The operator on the CPU: a matrix a thread, or all of them inside a single one."""
     _ops.check_block_lanczos(A, V, steps)
     batch, s = A.shape[0], V.shape[1]
-    blocks, energy = [_empty((batch, steps, s, s)) for _ in range(3)], _empty((batch,))
+    along, first, second = (_empty((batch, steps, s, s)) for _ in range(3))
+    energy = _empty((batch,))
     if batch:
         start = V.contiguous()
         _cpu.block_lanczos(
@@ -235,11 +236,13 @@ def block_lanczos(A: Tensor, V: Tensor, steps: int) -> tuple[Tensor, Tensor, Ten
             start.data_ptr(),
             s,
             steps,
-            *(block.data_ptr() for block in blocks),
+            along.data_ptr(),
+            first.data_ptr(),
+            second.data_ptr(),
             energy.data_ptr(),
             _threads(),
         )
-    return (*blocks, energy)
+    return along, first, second, energy
 
 
 class _Spectra:

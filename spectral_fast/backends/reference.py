@@ -168,5 +168,5 @@ def block_lanczos(A: Tensor, V: Tensor, steps: int) -> tuple[Tensor, Tensor, Ten
         alive &= first[-1].diagonal(dim1=-2, dim2=-1).abs() > 4 * eps * largest[:, None]
         V = V * alive[:, None]
         second.append(R * alive[..., None])
-    blocks = (torch.stack(each, 1).to(torch.float64) for each in (along, first, second))
-    return (*blocks, energy)
+    blocks = [torch.stack(each, 1).to(torch.float64) for each in (along, first, second)]
+    return blocks[0], blocks[1], blocks[2], energy
