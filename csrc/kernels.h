@@ -91,7 +91,7 @@
 //                `pieces` independent pieces of rows and then `small`, which fills the step's blocks (vectors x vectors each);
 //                `advance` writes the next X and has no `small`. scratch: one for each thread.
 //   workspace    workspace_bytes for each matrix in work, some n vectors (steps + 4) elements.
-//   cost         4 n vectors^2 (steps + 1) flops a step in the mean, beside its product.
+//   cost         2 n vectors^2 (steps + 9) flops a step in the mean, beside its product.
 //   errors       none. Where the space is exhausted a vector is 0, and so is its row of `second`; of a matrix that is not finite
 //                `along` is not, and all vectors become 0.
 //   determinism  the bits depend on the inputs and the instruction set.
