@@ -128,6 +128,17 @@ def test_the_basis_stays_orthonormal(isa: str, dtype: torch.dtype) -> None:
     assert ((theta[:8] - exact[:8]).abs() <= off).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_graded_values(isa: str, dtype: torch.dtype) -> None:
+    """Eight values over 14 orders in lambda: what the vectors of W hardly differ by tells the small ones."""
+    n, s, steps = 130, 4, 5
+    values = torch.cat([10 ** -torch.arange(8).double(), torch.zeros(n - 8).double()])
+    A = (values * torch.linalg.qr(torch.randn(n, n).double()).Q).mT.to(dtype)[None]
+    theta = torch.linalg.eigvalsh(tridiagonal(walk(A, start(n, s, dtype), steps)))[0].flip(-1)
+    exact = torch.linalg.svdvals(A[0].double()).square()[: s * steps]
+    assert ((theta - exact).abs() <= rounding(A, dtype, s * steps)).all()
+
+
 def test_steps_are_a_prefix() -> None:
     A, V = torch.randn(2, 200, 150), start(150, 8, torch.float32)
     few, many = walk(A, V, 2), walk(A, V, 5)
