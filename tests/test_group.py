@@ -123,3 +123,17 @@ def test_long_thin_matrices(isa: str) -> None:
             A = torch.randn(9, *shape, dtype=dtype)
             for a, s in zip(A, sf.svdvals(A), strict=True):
                 assert judge(a, s).holds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exact_zeros_at_any_scale(isa: str, dtype: torch.dtype) -> None:
+    """A pivot of dqds that is zero divides entries of any size: 2^91 overflowed there, and gave inf and NaN."""
+    A = torch.zeros(3, 9, 4, dtype=dtype)
+    A[0, 6, 3], A[0, 8, 1] = 0.231, -0.8502
+    A[1, 0, 1] = 0.5
+    A[2, :, :2] = torch.randn(9, 2, dtype=dtype)
+    exact = torch.from_numpy(np.stack([exact_values(a) for a in A]).astype(np.float64)).to(dtype)
+    far = 120 if dtype == torch.float32 else 1000
+    for exponent in (*range(-far, far + 1, far // 20), 91):
+        S = torch.ldexp(sf.svdvals(torch.ldexp(A, torch.tensor(exponent))), torch.tensor(-exponent))
+        torch.testing.assert_close(S, exact, rtol=0, atol=2 * torch.finfo(dtype).eps * float(exact.max()))

@@ -29,7 +29,7 @@
 
 static_assert(grouped_size <= 64, "the starts of a lane's blocks are the bits of one word");
 
-// Pivots below this count as zero; the quotient of an entry and it does not overflow, entries being below 2^80.
+// Pivots below this count as zero; the quotient of an entry and it does not overflow, entries being below 2^115 (lanes.inl).
 static constexpr double zero_pivot = 0x1p-900;
 
 struct DqdsLanes {

@@ -62,8 +62,10 @@ static inline Reals load_converted(const typename Element::Bits* p, int64_t coun
   return x;
 }
 
-// Scaling costs a pass, and double has room: squares of entries around 2^100 and 2^-100 are far from its limits.
-static constexpr int comfortable_exponent = 100;
+// Scaling costs a pass, and double has room: |A|_F^2 < grouped_entries 2^(2 * 51) = 2^115 leaves the quotients of dqds_lanes.inl
+// finite, whose pivots may be as small as 2^-900.
+static constexpr int comfortable_exponent = 50;
+static_assert(grouped_entries <= 1 << 13, "the bound above");
 
 // What became of the matrices of a pack.
 struct LaneScales {
