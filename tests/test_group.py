@@ -127,7 +127,7 @@ def test_long_thin_matrices(isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_exact_zeros_at_any_scale(isa: str, dtype: torch.dtype) -> None:
-    """A pivot of dqds that is zero divides entries of any size: 2^91 overflowed there, and gave inf and NaN."""
+    """A pivot of dqds that is zero divides entries of any size: at 2^91 that gave inf and NaN."""
     A = torch.zeros(3, 9, 4, dtype=dtype)
     A[0, 6, 3], A[0, 8, 1] = 0.231, -0.8502
     A[1, 0, 1] = 0.5
