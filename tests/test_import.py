@@ -27,6 +27,7 @@ LOADED = {
     *(f"spectral_fast.backends.{name}" for name in ("cpu", "cuda", "reference", "reference_stats", "triton")),
 }
 OPERATORS = {
+    "block_lanczos",
     "fit_powerlaw",
     "gram_product",
     "hill_alpha",
