@@ -85,7 +85,7 @@ def write_readme(data: Data, plots: Path) -> None:
         if plots != IMAGES:
             shutil.copyfile(plots / file, IMAGES / file)
     MEASURED.parent.mkdir(parents=True, exist_ok=True)
-    write_json(MEASURED, small)
+    write_json(MEASURED, small, indent=None)  # a third of it would be spaces
     README.write_text(text, encoding="utf-8")
 
 

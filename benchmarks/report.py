@@ -104,9 +104,9 @@ def summary_line(name: str, rows: Sequence[Row]) -> str:
     return f"{name}: " + "; ".join(parts)
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any], *, indent: int | None = 1) -> None:
     """Write the file whole or not at all."""
-    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(data, indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
