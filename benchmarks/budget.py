@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from benchmarks.cases import Case
 from benchmarks.machine import device_memory
 from benchmarks.measure import NOT_MEASURED, Row, Setting, expected_seconds, measure, plan_row
+from benchmarks.timing import failure_status
 
 # The matrices of a case may take this part of the memory: float64 copies, Gram matrices and work follow.
 MEMORY_SHARE = 1 / 8
@@ -68,3 +70,27 @@ def _left_out(case: Case, setting: Setting, why: str) -> list[Row]:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
+
+
+def measure_rows(
+    cases: Sequence[Case],
+    max_seconds: float,
+    about: Callable[[Case], dict[str, Any]],
+    measured: Callable[[Case], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """For suites of plain rows: `about` each case, and what was `measured` of it, or why it was not."""
+    end = time.monotonic() + max_seconds
+    rows, why = [], ""
+    for case in cases:
+        row = about(case)
+        if not why and time.monotonic() >= end:
+            why = f"not in the budget of {max_seconds:.0f} s"
+        if not why:
+            try:
+                row |= measured(case)
+            except KeyboardInterrupt:
+                why = INTERRUPTED
+            except Exception as error:
+                row["status"] = failure_status(error)
+        rows.append({"status": f"{NOT_MEASURED}: {why}", "methods": [], **row})
+    return rows

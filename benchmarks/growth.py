@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 
 from benchmarks.accuracy_gate import Gate
 from benchmarks.baselines import BASELINES, ours
-from benchmarks.budget import INTERRUPTED
+from benchmarks.budget import measure_rows
 from benchmarks.cases import Case, bind
-from benchmarks.measure import GATE_FAILED, NOT_MEASURED
-from benchmarks.timing import Contestant, Timing, failure_status, host_clock, interleave, paired_ratio, spread
+from benchmarks.measure import GATE_FAILED
+from benchmarks.timing import Contestant, Timing, host_clock, interleave, paired_ratio, spread
 
 
 def size_cases(sizes: Sequence[int]) -> list[Case]:
@@ -39,22 +38,17 @@ def measure_threads(
     cases: Sequence[Case], counts: Sequence[int], max_seconds: float, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """A row for each case: ours and torch on every number of threads, all in turn, float32."""
-    end = time.monotonic() + max_seconds
-    rows, why = [], ""
-    for case in cases:
-        row: dict[str, Any] = {"matrices": case.count, "m": case.m, "n": case.n, "dtype": "float32"}
-        if not why and time.monotonic() >= end:
-            why = f"not in the budget of {max_seconds:.0f} s"
-        if not why:
-            progress(f"{case}, threads {', '.join(map(str, counts))}")
-            try:
-                row |= _measure(case, counts)
-            except KeyboardInterrupt:
-                why = INTERRUPTED
-            except Exception as error:
-                row["status"] = failure_status(error)
-        rows.append({"status": f"{NOT_MEASURED}: {why}", "methods": [], **row})
-    return rows
+
+    def measured(case: Case) -> dict[str, Any]:
+        progress(f"{case}, threads {', '.join(map(str, counts))}")
+        return _measure(case, counts)
+
+    return measure_rows(
+        cases,
+        max_seconds,
+        lambda case: {"matrices": case.count, "m": case.m, "n": case.n, "dtype": "float32"},
+        measured,
+    )
 
 
 def _measure(case: Case, counts: Sequence[int]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ k, with torch's default of two iterations; more columns make it slower and bette
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,10 +17,10 @@ from torch import Tensor
 
 import spectral_fast
 from benchmarks.accuracy_gate import Gate
-from benchmarks.budget import INTERRUPTED
+from benchmarks.budget import measure_rows
 from benchmarks.cases import Case
-from benchmarks.measure import GATE_FAILED, NOT_MEASURED
-from benchmarks.timing import Contestant, failure_status, host_clock, interleave, paired_ratio, spread
+from benchmarks.measure import GATE_FAILED
+from benchmarks.timing import Contestant, host_clock, interleave, paired_ratio, spread
 
 K = 16
 # What tail_stats' leading values promise where they are not exact (docs/tail.md; the gate of `tracking` too).
@@ -48,22 +47,17 @@ def measure_leading(
     cases: Sequence[Case], threads: int, max_seconds: float, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """A row for each float32 matrix; ``over_ours`` is over svdvals with all its values."""
-    end = time.monotonic() + max_seconds
-    rows, why = [], ""
-    for case in cases:
-        row: dict[str, Any] = {"m": case.m, "n": case.n, "dtype": "float32", "threads": threads, "k": K}
-        if not why and time.monotonic() >= end:
-            why = f"not in the budget of {max_seconds:.0f} s"
-        if not why:
-            progress(f"{case}, leading values")
-            try:
-                row |= _measure(case, threads)
-            except KeyboardInterrupt:
-                why = INTERRUPTED
-            except Exception as error:
-                row["status"] = failure_status(error)
-        rows.append({"status": f"{NOT_MEASURED}: {why}", "methods": [], **row})
-    return rows
+
+    def measured(case: Case) -> dict[str, Any]:
+        progress(f"{case}, leading values")
+        return _measure(case, threads)
+
+    return measure_rows(
+        cases,
+        max_seconds,
+        lambda case: {"m": case.m, "n": case.n, "dtype": "float32", "threads": threads, "k": K},
+        measured,
+    )
 
 
 def _measure(case: Case, threads: int) -> dict[str, Any]:
