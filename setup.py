@@ -71,7 +71,7 @@ def main() -> None:
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group"]
     kernels += ["products_tiles", "products", "panels", "symmetric", "look", "lanczos"]
     kernels += ["elementary", "powerlaw", "stats", "peak", "isa"]
-    hosts = ["dispatch", "lanczos", "look", "products", "spectra", "threads"]
+    hosts = ["dispatch", "lanczos", "look", "openmp", "products", "spectra", "threads"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
         [f"csrc/cpu/{name}.cpp" for name in ("bindings", *hosts)],

@@ -173,21 +173,28 @@ def _check(*command: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-THREADS_PROBE = ("tests/threads_probe.cpp", "csrc/cpu/threads.cpp")
+THREADS_PROBE = ("tests/threads_probe.cpp", "csrc/cpu/threads.cpp", "csrc/cpu/openmp.cpp", "-ldl")
 KERNELS_PROBE = (
     "tests/kernels_probe.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/lanczos.cpp",
     "csrc/cpu/look.cpp",
+    "csrc/cpu/openmp.cpp",
     "csrc/cpu/products.cpp",
     "csrc/cpu/spectra.cpp",
     "csrc/cpu/threads.cpp",
     "csrc/cpu/isa_baseline.cpp",
+    "-ldl",
 )
 
 
-def test_the_pool_of_threads(tmp_path: Path) -> None:
-    _check(_compile(tmp_path, *THREADS_PROBE))
+@pytest.mark.parametrize("flag", [(), ("-fopenmp",)], ids=["own", "OpenMP"])
+def test_the_threads_of_a_call(
+    tmp_path: Path, flag: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of our own, and where the program has an OpenMP runtime, those of its team."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    _check(_compile(tmp_path, *THREADS_PROBE, *flag))
 
 
 def test_cuda_sources_of_a_checkout() -> None:

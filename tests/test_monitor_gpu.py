@@ -32,21 +32,24 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def trained(steps: int, monitored: bool) -> tuple[list[Tensor], list[Look], list[dict[str, Tensor]]]:
-    """The state after some steps, the looks, and the weights as they were after each step."""
+    """The state after some steps, the looks, and the weights as they were before and after each step."""
     torch.manual_seed(3)
     model = Model(d=256, layers=2).cuda()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     looks: list[Look] = []
-    weights: list[dict[str, Tensor]] = []
+    weights = [{name: p.detach().cpu() for name, p in model.named_parameters()}]
     monitor = SpectralMonitor(model, every=4, budget=None, sinks=[looks.append]) if monitored else None
+    if monitor is not None:
+        monitor.look()  # compiles
     for _ in range(steps):
+        torch.cuda._sleep(100_000_000)  # clocks: while a look is in work, steps are not looked at
         tokens = torch.randint(40, (64, 32), device="cuda")
         loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(1).flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        weights.append({name: p.detach().cpu() for name, p in model.named_parameters()})
         if monitor is not None:
-            weights.append({name: p.detach().cpu() for name, p in model.named_parameters()})
             monitor.step()
     if monitor is not None:
         monitor.close()
@@ -64,14 +67,14 @@ def test_looks_beside_the_training(precision: str) -> None:
     for look in looks:
         assert len(look.matrices) == 8
         for matrix in look.matrices:
-            exact = sf.spectral_stats(weights[look.step - 1][matrix.name], return_svdvals=True)
+            exact = sf.spectral_stats(weights[look.step][matrix.name], return_svdvals=True)
             assert exact.svdvals is not None
             if matrix.kind == "exact":
                 off = (torch.from_numpy(matrix.svdvals) - exact.svdvals).abs().max() / exact.svdvals[0]
                 assert off <= 8 * torch.finfo(torch.float32).eps  # 4 eps of ours on either side
             else:
-                rank = float(exact.stable_rank)
-                assert matrix.statistics["stable_rank"] == pytest.approx(rank, rel=2e-3)
+                rank, error = float(exact.stable_rank), matrix.errors["stable_rank"]
+                assert matrix.statistics["stable_rank"] == pytest.approx(rank, rel=2e-3, abs=4 * error)
 
 
 def test_a_step_does_not_wait_for_the_look(precision: str) -> None:
@@ -113,9 +116,13 @@ def test_looks_under_load_change_no_bit(precision: str) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         monitor = SpectralMonitor(model, every=10, budget=None) if monitored else None
         x = torch.randn(8192, 768, device="cuda")
-        for _ in range(60):
-            (model(x) - x).square().mean().backward()
+        if monitor is not None:
+            monitor.look()  # compiles
+        for _ in range(300):
+            loss = (model(x) - x).square().mean()
+            loss.backward()
             optimizer.step()
+            loss.item()  # as loops do that print it: the host is not steps ahead of the device
             optimizer.zero_grad()
             if monitor is not None:
                 monitor.step()

@@ -88,6 +88,28 @@ def test_many_callers_at_once() -> None:
             assert all(torch.equal(r, expected) for r in results)
 
 
+THREADS = """
+import os, threading, torch, spectral_fast as sf
+torch.set_num_threads(3)
+A, M = torch.randn(400, 400), torch.randn(600, 600)
+count = lambda: len(os.listdir("/proc/self/task"))
+M @ M
+before = count()
+sf.svdvals(A), sf.svdvals(torch.stack([A, A]))
+assert count() == before, (before, count())
+other = threading.Thread(target=lambda: sf.svdvals(A))
+other.start(), other.join()
+assert count() == before + 2, (before, count())
+"""
+
+
+@pytest.mark.parametrize("binding", ["false", "true"])
+def test_threads_are_those_of_torch(binding: str) -> None:
+    """They spin after torch's operations, on the cores that others would need. Another caller has ours."""
+    env = {**os.environ, "OMP_PROC_BIND": binding}
+    subprocess.run([sys.executable, "-c", THREADS], env=env, check=True, timeout=120)
+
+
 def test_a_thread_still_awake_takes_no_part_in_a_smaller_call() -> None:
     """Three threads at work, then two matrices: a third thread would have no workspace of its own."""
     A, X = torch.randn(5, 500, 330), torch.randn(5, 330, 16)

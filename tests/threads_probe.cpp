@@ -1,4 +1,5 @@
-// What csrc/cpu/threads.h promises, without Python around it. tests/test_build.py compiles and runs this, also with TSan.
+// What csrc/cpu/threads.h promises, without Python around it. tests/test_build.py compiles and runs this with TSan as well, and
+// with OpenMP, whose threads then are those of the calls.
 #include "csrc/cpu/threads.h"
 
 #include <sys/wait.h>
@@ -10,6 +11,12 @@
 #include <cstdlib>
 #include <thread>
 #include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+
+#include "csrc/cpu/openmp.h"
+#endif
 
 using namespace spectral_fast;
 
@@ -96,6 +103,9 @@ static void in_a_child() {
   const pid_t child = fork();
   CHECK(child >= 0);
   if (child == 0) {
+#ifdef _OPENMP
+    CHECK(!OpenMP::available());
+#endif
 #ifdef __SANITIZE_THREAD__
     all_pieces(1, 5, 20, 5, 0);  // TSan does not know threads that a child of several threads starts
 #else
@@ -133,6 +143,32 @@ static void the_floating_point_environment() {
   std::fesetround(FE_TONEAREST);
 }
 
+#ifdef _OPENMP
+// A call's workers are the members of the program's own parallel regions, and are these again after the call.
+static void the_team() {
+  const int threads = omp_get_max_threads();
+  const auto members = [threads] {
+    std::vector<std::thread::id> found(threads);
+#pragma omp parallel
+    found[omp_get_thread_num()] = std::this_thread::get_id();
+    return found;
+  };
+  const auto before = members();
+  CHECK(OpenMP::available());
+  for (int workers : {threads, 2, 3 * threads}) {
+    Crew crew(workers, nullptr);
+    CHECK(crew.threads() == std::min(workers, threads));
+    CHECK(!OpenMP::available());
+    crew.run(100, [&before](int64_t, int worker) {
+      CHECK(std::this_thread::get_id() == before[worker]);
+      wait_us(10);
+    });
+  }
+  CHECK(members() == before);
+  std::thread([] { CHECK(!OpenMP::available()); }).join();
+}
+#endif
+
 static std::atomic<int> asked{0};
 
 static void interruption(int threads) {
@@ -158,10 +194,13 @@ static void interruption(int threads) {
 }
 
 int main() {
+#ifdef _OPENMP
+  the_team();
+#endif
   the_floating_point_environment();
   two_at_once();
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  two_at_once();  // the pool's threads are asleep
+  two_at_once();  // the threads are asleep
   for (int threads : {1, 2, 4, 8, 2}) {
     all_pieces(threads, 100, 1, 0, 0);
     all_pieces(threads, 300, 50, 0, 0);

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "openmp.h"
+
 namespace spectral_fast {
 namespace {
 
@@ -58,28 +60,11 @@ class Pool {
  public:
   typedef void (*Piece)(void* context, int64_t index, int worker);
 
-  // Taken for the length of a call.
-  std::mutex in_use;
+  virtual ~Pool() = default;
 
-  // Starts threads where there are fewer than workers - 1, with the caller's floating-point environment. Returns how many workers
-  // there are.
-  int begin(int workers) {
-    workers = std::min(workers, most_workers);
-    try {
-      while (static_cast<int>(sleepers_.size()) < workers - 1) {
-        auto sleeper = std::make_unique<Sleeper>();
-        std::thread([this, self = sleeper.get(), worker = static_cast<int>(sleepers_.size()) + 1] {
-          serve(*self, worker);
-        }).detach();
-        sleepers_.push_back(std::move(sleeper));
-      }
-    } catch (const std::system_error&) {
-      // The system has no more threads to give: the ones there are do the work.
-      workers = static_cast<int>(sleepers_.size()) + 1;
-    }
-    crowded_.store(workers > available_cpus(), std::memory_order_relaxed);
-    return workers;
-  }
+  // Gathers threads for a call. Returns how many workers there are, the caller among them.
+  virtual int begin(int workers) = 0;
+  virtual void end() = 0;
 
   template <typename Poll>
   void run(int64_t count, int workers, Piece piece, void* context, const Poll& poll) {
@@ -96,7 +81,7 @@ class Pool {
     while (!wait_awake(crowded_.load(std::memory_order_relaxed), finished) && !caller_.sleep_for(poll_interval, finished)) poll();
   }
 
- private:
+ protected:
   // Where one thread sleeps. Whoever makes ready() true calls wake() afterwards. Both sides write first and then read what the
   // other wrote, in the one order of sequentially consistent operations, so one of them sees the other.
   class Sleeper {
@@ -132,20 +117,29 @@ class Pool {
     std::atomic<bool> asleep_{false};
   };
 
-  static constexpr int worker_shift = 48;
+  // Works on jobs as they come, until the pool is closed.
+  void serve(Sleeper& self, int worker) {
+    const DefaultFloatingPoint environment;
+    const auto ready = [this, worker] { return closed_.load() || claimable(open_.load(), worker); };
+    for (;;) {
+      if (!wait_awake(crowded_.load(std::memory_order_relaxed), ready)) self.sleep_until(ready);
+      if (closed_.load()) return;
+      work(worker);
+    }
+  }
+
   static constexpr int most_workers = 0xffff;
+
+  std::vector<std::unique_ptr<Sleeper>> sleepers_;  // of worker 1, 2, ...
+  std::atomic<bool> closed_{false};
+  std::atomic<bool> crowded_{false};
+
+ private:
+  static constexpr int worker_shift = 48;
   static constexpr uint64_t left_mask = (uint64_t{1} << worker_shift) - 1;
 
   static bool claimable(uint64_t open, int worker) {
     return (open & left_mask) != 0 && static_cast<uint64_t>(worker) < open >> worker_shift;
-  }
-
-  void serve(Sleeper& self, int worker) {
-    const auto ready = [this, worker] { return claimable(open_.load(), worker); };
-    for (;;) {
-      if (!wait_awake(crowded_.load(std::memory_order_relaxed), ready)) self.sleep_until(ready);
-      work(worker);
-    }
   }
 
   void work(int worker) {
@@ -167,40 +161,109 @@ class Pool {
   alignas(64) Piece piece_ = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0;
-  std::atomic<bool> crowded_{false};
   Sleeper caller_;
-  std::vector<std::unique_ptr<Sleeper>> sleepers_;  // of worker 1, 2, ...
 };
 
 namespace {
 
-// Never destroyed: its threads sleep on it until the process ends.
-std::atomic<Pool*> pool{nullptr};
+class OwnThreads : public Pool {
+ public:
+  int begin(int workers) override {
+    workers = std::min(workers, most_workers);
+    try {
+      while (static_cast<int>(sleepers_.size()) < workers - 1) {
+        sleepers_.push_back(std::make_unique<Sleeper>());
+        std::thread([this, self = sleepers_.back().get(), worker = static_cast<int>(sleepers_.size())] {
+          serve(*self, worker);
+        }).detach();
+      }
+    } catch (const std::system_error&) {
+      // The system has no more threads to give: the ones there are do the work.
+      sleepers_.pop_back();
+      workers = static_cast<int>(sleepers_.size()) + 1;
+    }
+    crowded_.store(workers > available_cpus(), std::memory_order_relaxed);
+    return workers;
+  }
 
-// The child of a fork has none of the threads, and maybe a locked mutex: it leaves the old pool behind.
-void forget_pool() { pool.store(new Pool); }
+  void end() override {}
+};
 
-Pool& the_pool() {
+class BorrowedThreads : public Pool {
+ public:
+  // For the thread to which `openmp` is available.
+  Pool* of(const OpenMP* openmp) {
+    openmp_ = openmp;
+    return this;
+  }
+
+  int begin(int workers) override {
+    workers_ = std::min(workers, most_workers);
+    while (static_cast<int>(sleepers_.size()) < workers_ - 1) sleepers_.push_back(std::make_unique<Sleeper>());
+    closed_.store(false);
+    openmp_->start([](void* pool) { static_cast<BorrowedThreads*>(pool)->member(); }, this, 0, 0);
+    workers = std::min(workers_, openmp_->threads());
+    crowded_.store(workers > openmp_->processors(), std::memory_order_relaxed);
+    return workers;
+  }
+
+  void end() override {
+    closed_.store(true);
+    for (const auto& sleeper : sleepers_) sleeper->wake();
+    openmp_->end();
+  }
+
+ private:
+  void member() {
+    if (closed_.load()) return;  // what begin() wrote before it opened the pool is seen now
+    const int worker = openmp_->member();
+    if (worker > 0 && worker < workers_) serve(*sleepers_[worker - 1], worker);
+  }
+
+  const OpenMP* openmp_ = nullptr;
+  int workers_ = 1;
+};
+
+}  // namespace
+
+struct Pools {
+  std::mutex in_use;  // for the length of a call
+  OwnThreads own;
+  BorrowedThreads borrowed;
+};
+
+namespace {
+
+// Never destroyed: threads sleep on it until the process ends.
+std::atomic<Pools*> pools{nullptr};
+
+// The child of a fork has none of the threads, and maybe a locked mutex: it leaves the old pools behind.
+void forget_pools() { pools.store(new Pools); }
+
+Pools& the_pools() {
   static std::once_flag once;
   std::call_once(once, [] {
-    pool.store(new Pool);
-    pthread_atfork(nullptr, nullptr, forget_pool);
+    pools.store(new Pools);
+    pthread_atfork(nullptr, nullptr, forget_pools);
   });
-  return *pool.load();
+  return *pools.load();
 }
 
 }  // namespace
 
 Crew::Crew(int threads, bool (*interrupted)()) : interrupted_(interrupted), next_poll_(Clock::now() + poll_interval) {
   if (threads < 2) return;
-  Pool& shared = the_pool();
-  pool_taken_ = std::unique_lock<std::mutex>(shared.in_use, std::try_to_lock);
-  if (!pool_taken_) return;
-  pool_ = &shared;
+  Pools& shared = the_pools();
+  taken_ = std::unique_lock<std::mutex>(shared.in_use, std::try_to_lock);
+  if (!taken_) return;
+  const OpenMP* const openmp = OpenMP::available();
+  pool_ = openmp ? shared.borrowed.of(openmp) : &shared.own;
   threads_ = pool_->begin(threads);
 }
 
-Crew::~Crew() = default;
+Crew::~Crew() {
+  if (pool_) pool_->end();
+}
 
 bool Crew::poll() {
   if (cancelled()) return true;

@@ -1,4 +1,4 @@
-// A small pool of std::threads. OpenMP is left alone: torch brings a runtime of its own, and two do not share their threads.
+// The threads of a call: those of torch's OpenMP team (openmp.h) where it is to be had, else those of a small pool of our own.
 #pragma once
 
 #include <atomic>
@@ -32,8 +32,8 @@ class Pool;
 // The threads of one call: the calling thread, which is worker 0, and the pool's. All of them run in the default floating-point
 // environment.
 //
-// One call at a time has the pool. A call that finds it taken (several Python threads at once) goes on alone, so the process
-// never has more busy threads than callers + workers. After fork() the child starts with a new pool.
+// One call at a time has other threads. One that finds them taken (several Python threads at once) goes on alone, so the process
+// never has more busy threads than callers + workers. After fork() the child has a pool of its own, and never OpenMP's team.
 class Crew {
  public:
   // `interrupted` is asked on the calling thread, first when the call is 50 ms old and then every 50 ms, and may take that long
@@ -73,8 +73,8 @@ class Crew {
   bool (*const interrupted_)();
   std::atomic<bool> cancelled_{false};
   Clock::time_point next_poll_;
-  Pool* pool_ = nullptr;  // where threads_ > 1
-  std::unique_lock<std::mutex> pool_taken_;
+  std::unique_lock<std::mutex> taken_;
+  Pool* pool_ = nullptr;
   int threads_ = 1;
 };
 
