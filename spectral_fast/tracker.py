@@ -15,6 +15,7 @@ said; there it also learns whether following an exponent beats holding the last 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -42,7 +43,7 @@ LEAST_TRACKED = 256
 _GUARD, _LEAST_BLOCK = 16, 32
 _MOST_PRODUCTS = 4
 # Where one or a few leading values are followed, and nothing else.
-_LEADERS, _GUARDS_A_TURN = 8, 7
+_LEADERS, _GUARDS_A_TURN, _TURNS = 8, 7, 3
 # From vectors drawn at random: as long as they turn much from look to look, the exponents of weights that
 # stand still move, by up to 9e-4; after 24 products by 3e-4.
 _COLD_PRODUCTS = 24
@@ -163,9 +164,9 @@ class SpectralTracker:
             return
         batch = _Batch(A, self._products, self._whole)
         previous = self._anchor
-        if previous is not None and previous.fits(batch):
+        if previous is not None and previous.kind == batch.kind:
             self._learn(previous, batch, S, stats)
-            V = previous.vectors
+            V = previous.vectors.all
         else:
             self._calibration = Calibration()
             V = torch.linalg.qr(self._draw(batch, max(self.k + _GUARD, _LEAST_BLOCK))).Q
@@ -178,7 +179,9 @@ class SpectralTracker:
             xmin, lead = stats.xmin.reshape(-1), self._followed_values
             bulk = at_exact_look(S, xmin, lead, V, probes, batch.products, self._values)
         at = torch.stack([getattr(stats, name).reshape(-1) for name in EXPONENTS])
-        self._anchor = _Anchor(batch.count, batch.m, batch.n, V, bulk, at, stats.xmin.reshape(-1))
+        in_turn = bulk is None and self.k <= _LEADERS // 2
+        vectors = _InTurn.of(V) if in_turn else _Together(V)
+        self._anchor = _Anchor(batch.kind, vectors, bulk, at, stats.xmin.reshape(-1))
 
     def track(self, A: Matrices) -> TrackedStats:
         """The statistics of the matrices as they are now.
@@ -198,13 +201,13 @@ class SpectralTracker:
         if self._anchor is None:
             raise RuntimeError("SpectralTracker.track: nothing to follow yet; call exact() first")
         batch = _Batch(A, self._products, self._whole)
-        if not self._anchor.fits(batch):
+        if self._anchor.kind != batch.kind:
             raise ValueError(
-                f"SpectralTracker.track: the last exact look was at {self._anchor.described}, these are "
-                f"{batch.described}; call exact() for them"
+                f"SpectralTracker.track: the last exact look was at {self._anchor.kind}, these are "
+                f"{batch.kind}; call exact() for them"
             )
         stats = self._report(self._follow(self._anchor, batch), self._anchor)
-        if shape == (batch.count,):
+        if shape == (batch.kind.count,):
             return stats
         tensors = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "held"}
         shaped = {name: x.reshape(shape + x.shape[1:]) for name, x in tensors.items()}
@@ -218,9 +221,10 @@ class SpectralTracker:
         return self.k + _GUARD // 2
 
     def _draw(self, batch: _Batch, count: int) -> Tensor:
-        shape = (batch.count, batch.n, count)
+        kind = batch.kind
+        shape = (kind.count, kind.n, count)
         noise = torch.randn(shape, generator=self._generator, dtype=torch.float32, device="cpu")
-        return noise.to(batch.device, batch.dtype)
+        return noise.to(kind.device, kind.dtype)
 
     def _converged(self, batch: _Batch, V: Tensor, S: Tensor) -> Tensor:
         """The leading vectors, from V near them or drawn at random; S are the exact values."""
@@ -228,7 +232,7 @@ class SpectralTracker:
         # Those behind the k-th enter the exponents only.
         tolerance = torch.full_like(known, 3 * self.tolerance)
         tolerance[:, : self.k] = self.tolerance
-        rounding = known[:, :1] * (S.shape[-1] * torch.finfo(batch.dtype).eps)
+        rounding = known[:, :1] * (S.shape[-1] * torch.finfo(batch.kind.dtype).eps)
         for _ in range(_COLD_PRODUCTS):
             found = ritz(V, batch.products(V)[0])
             V = found.vectors
@@ -260,11 +264,7 @@ class SpectralTracker:
         fresh = self._draw(batch, 1)[..., 0]
         limit = self.tolerance / 10 / self._calibration.gain_error
         repeat = Repeat(limit, self.k, _MOST_PRODUCTS)
-        if bulk is None and self.k <= _LEADERS // 2:
-            found = _look_in_turn(anchor, batch, fresh, repeat)
-        else:
-            found = batch.look(anchor.vectors, fresh, probes, repeat)
-            anchor.vectors = found.vectors
+        found = anchor.vectors.look(batch, fresh, probes, repeat)
         values = self._values(found.squares, found.pending)
         leading = values[:, : self._followed_values].square()
         followed = None
@@ -326,42 +326,80 @@ class SpectralTracker:
         )
 
 
-def _look_in_turn(anchor: _Anchor, batch: _Batch, fresh: Tensor, repeat: Repeat) -> Look:
-    """A look with the leaders, the guards whose turn it is, and the last vector.
+@dataclass(eq=False)
+class _Together:
+    """The vectors of a tracker that multiplies all of them at every look."""
 
-    Half of the work of a look with all of them. What rises from the bulk meets every guard in its turn.
-    """
-    waiting = anchor.vectors.shape[-1] - _LEADERS - 1
-    leaders, guards, last = anchor.vectors.split([_LEADERS, waiting, 1], -1)
-    # The leaders have moved since these were looked at.
-    others = torch.cat([guards[..., :_GUARDS_A_TURN], last], -1)
-    others = torch.nn.functional.normalize(others - leaders @ (leaders.mT @ others), dim=-2)
-    found = batch.look(torch.cat([leaders, others], -1), fresh, None, repeat)
-    leaders, done, last = found.vectors.split([_LEADERS, _GUARDS_A_TURN, 1], -1)
-    anchor.vectors = torch.cat([leaders, guards[..., _GUARDS_A_TURN:], done, last], -1)
-    # The other values are some of those that follow: which, is not known.
-    return found._replace(squares=found.squares[:, :_LEADERS], pending=found.pending[:, :_LEADERS])
+    all: Tensor
+
+    def look(self, batch: _Batch, fresh: Tensor, probes: Probes | None, repeat: Repeat) -> Look:
+        found = batch.look(self.all, fresh, probes, repeat)
+        self.all = found.vectors
+        return found
 
 
 @dataclass(eq=False)
-class _Anchor:
-    """What is kept of an exact look; `vectors` go on with every look."""
+class _InTurn:
+    """Those of one that multiplies the leaders, the guards whose turn it is, and the last vector.
+
+    Half of the work of a look with all of them. What rises from the bulk meets every guard in its turn.
+    """
+
+    now: Tensor  # as multiplied by the last look
+    waiting: deque[Tensor]
+
+    @classmethod
+    def of(cls, V: Tensor) -> _InTurn:
+        guards = V[..., _LEADERS : _LEADERS + _TURNS * _GUARDS_A_TURN].split(_GUARDS_A_TURN, -1)
+        now = torch.cat([V[..., :_LEADERS], guards[-1], V[..., -1:]], -1)
+        return cls(now, deque(turn.clone() for turn in guards[:-1]))
+
+    @property
+    def all(self) -> Tensor:
+        leaders, done, last = self._parts
+        return torch.cat([leaders, *self.waiting, done, last], -1)
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.now.split([_LEADERS, _GUARDS_A_TURN, 1], -1)
+
+    def look(self, batch: _Batch, fresh: Tensor, probes: Probes | None, repeat: Repeat) -> Look:
+        leaders, done, last = self._parts
+        V = torch.cat([leaders, self.waiting.popleft(), last], -1)
+        self.waiting.append(done.clone())
+        # The leaders have moved since the others were looked at.
+        others = V[..., _LEADERS:]
+        others -= leaders @ (leaders.mT @ others)
+        others /= torch.linalg.vector_norm(others, dim=-2, keepdim=True)
+        found = batch.look(V, fresh, probes, repeat)
+        self.now = found.vectors
+        # The other values are some of those that follow: which, is not known.
+        return found._replace(squares=found.squares[:, :_LEADERS], pending=found.pending[:, :_LEADERS])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Of a batch of matrices; the products are computed in that dtype."""
 
     count: int
     m: int
     n: int
-    vectors: Tensor
+    dtype: torch.dtype
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{self.count} matrices of {self.m} x {self.n} in {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Anchor:
+    """What is kept of an exact look; the vectors go on with every look."""
+
+    kind: _Kind
+    vectors: _Together | _InTurn
     bulk: Bulk | None
     at: Tensor  # EXPONENTS (3, B)
     xmin: Tensor
-
-    @property
-    def described(self) -> str:
-        return _describe(self.count, self.m, self.n, self.vectors.dtype)
-
-    def fits(self, batch: _Batch) -> bool:
-        same_shape = (self.count, self.m, self.n) == (batch.count, batch.m, batch.n)
-        return same_shape and (self.vectors.device, self.vectors.dtype) == (batch.device, batch.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,15 +422,9 @@ class _Batch:
         else:
             self._matrices = [a.detach().mT if whole and a.shape[0] < a.shape[1] else a.detach() for a in A]
             first = self._matrices[0]
-        self.count = len(self._matrices)
-        self.m, self.n = first.shape[-2:]
-        self.device = first.device
+        m, n = first.shape[-2:]
+        self.kind = _Kind(len(self._matrices), m, n, _ops.compute_dtype(first.dtype), first.device)
         self._in_one_call = whole and first.device.type == "cpu"
-        self.dtype = _ops.compute_dtype(first.dtype)
-
-    @property
-    def described(self) -> str:
-        return _describe(self.count, self.m, self.n, self.dtype)
 
     def look(self, V: Tensor, fresh: Tensor, probes: Probes | None, repeat: Repeat) -> Look:
         """spectral_fast.look.look with these products; on the CPU all of it in one call."""
@@ -408,10 +440,6 @@ class _Batch:
         chosen = self._matrices if where is None else [self._matrices[i] for i in where.tolist()]
         both = [self._products(a, x) for a, x in zip(chosen, X, strict=True)]
         return torch.stack([Z for Z, _ in both]), torch.stack([energy for _, energy in both])
-
-
-def _describe(count: int, m: int, n: int, dtype: torch.dtype) -> str:
-    return f"{count} matrices of {m} x {n} in {str(dtype).removeprefix('torch.')}"
 
 
 def _stacked(A: Matrices) -> Tensor:

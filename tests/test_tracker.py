@@ -382,11 +382,19 @@ def test_memory_is_what_the_docstring_says() -> None:
         tracker = SpectralTracker(k=k, exponents=exponents)
         tracker.exact(start(1, n, n))
         bulk = tracker._anchor.bulk
-        kept = [tracker._anchor.vectors] if bulk is None else [tracker._anchor.vectors, *bulk.probes]
+        vectors = tracker._anchor.vectors.all
+        kept = [vectors] if bulk is None else [vectors, *bulk.probes]
         rest = [] if bulk is None else [x for x in vars(bulk).values() if isinstance(x, Tensor)]
         tensors = kept + rest
         large = [x for x in tensors if x.dim() == 3]
         assert sum(x.untyped_storage().nbytes() for x in large) == 4 * n * columns
+    alone = SpectralTracker(k=1, exponents=False)
+    for _ in range(2):
+        alone.exact(start(1, n, n))
+        alone.track(start(1, n, n))
+    turns = alone._anchor.vectors
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in (turns.now, *turns.waiting)}
+    assert sum(held.values()) <= 4 * n * 32
 
 
 def test_without_the_exponents() -> None:
