@@ -79,7 +79,7 @@ def look(
     probes: Probes | None,
     repeat: Repeat,
 ) -> Look:
-    """A look from V (B, n, s), orthonormal but for rounding.
+    """A look from V (B, n, s), independent columns, with probes orthonormal but for rounding.
 
     fresh: (B, n) standard normal: the next last vector, once the others are taken out.
     """

@@ -1,12 +1,12 @@
 """The leading singular values of a matrix that has moved a little, from one product with A^T A.
 
-V (n x s, orthonormal) spans nearly the leading right singular vectors of an earlier A, Z = A^T A V. With T =
+V (n x s) spans nearly the leading right singular vectors of an earlier A, Z = A^T A V. With S = V^T V, T =
 V^T Z = L L^T and w_i, mu_i the eigenvectors and eigenvalues of L^{-1} Z^T Z L^{-T}:
 
     u_i = A V L^{-T} w_i          orthonormal: the best left singular vectors in the span of A V
     mu_i = |A^T u_i|^2            Ritz values, lower bounds of lambda_i = sigma_i^2 (Courant-Fischer)
     v_i = A^T u_i / sqrt(mu_i)    the next V: Z L^{-T} w_i / sqrt(mu_i)
-    theta_i = 1 / |L^{-T} w_i|^2  the Rayleigh quotient of A^T A half an iteration earlier, of V L^{-T} w_i
+    theta_i = 1 / |V L^{-T} w_i|^2  the Rayleigh quotient of A^T A half an iteration earlier, of V L^{-T} w_i
 
 The squared sine of the angle to the i-th singular vector shrinks by c_i = lambda_{s+1} / lambda_i in half an
 iteration (Rutishauser 1969), and so does the error of the value: lambda_i - mu_i is about
@@ -44,7 +44,7 @@ class Ritz(NamedTuple):
 
 def ritz(V: Tensor, Z: Tensor) -> Ritz:
     """Ritz values and the next vectors from V (B, n, s) and Z = A^T A V; NaN values where Z is not finite."""
-    T, G = ((X.mT @ Z).to(torch.float64) for X in (V, Z))
+    T, G, S = ((X.mT @ Y).to(torch.float64) for X, Y in ((V, Z), (Z, Z), (V, V)))
     T = (T + T.mT) / 2
     traces = torch.stack([X.diagonal(dim1=-2, dim2=-1)[..., :-1].sum(-1) for X in (T, G)], -1)
     broken = ~(T + G).isfinite().all(-1).all(-1)
@@ -58,7 +58,7 @@ def ritz(V: Tensor, Z: Tensor) -> Ritz:
     mu, turn = mu.flip(-1).clamp_min(0), whiten @ W.flip(-1)
 
     tiny = torch.finfo(mu.dtype).tiny
-    earlier = turn.square().sum(-2)
+    earlier = (turn * (S @ turn)).sum(-2)
     kept = (earlier > 0) & (mu > 0)
     theta = torch.where(kept, 1 / earlier.clamp_min(tiny), 0)
     vectors = Z @ (turn * mu.clamp_min(tiny).rsqrt().unsqueeze(-2)).to(Z.dtype)

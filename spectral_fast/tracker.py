@@ -342,7 +342,8 @@ class _Together:
 class _InTurn:
     """Those of one that multiplies the leaders, the guards whose turn it is, and the last vector.
 
-    Half of the work of a look with all of them. What rises from the bulk meets every guard in its turn.
+    Half of the work of a look with all of them. What rises from the bulk meets every guard in its turn, which
+    then is orthogonal to the leaders as they were: a look without probes needs no more.
     """
 
     now: Tensor  # as multiplied by the last look
@@ -367,10 +368,6 @@ class _InTurn:
         leaders, done, last = self._parts
         V = torch.cat([leaders, self.waiting.popleft(), last], -1)
         self.waiting.append(done.clone())
-        # The leaders have moved since the others were looked at.
-        others = V[..., _LEADERS:]
-        others -= leaders @ (leaders.mT @ others)
-        others /= torch.linalg.vector_norm(others, dim=-2, keepdim=True)
         found = batch.look(V, fresh, probes, repeat)
         self.now = found.vectors
         # The other values are some of those that follow: which, is not known.

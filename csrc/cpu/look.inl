@@ -2,9 +2,9 @@
 // The mathematics is that of spectral_fast/subspace.py (Ritz values) and spectral_fast/bulk.py (sums over the rest):
 //
 //   H = V'^T Omega,  P Omega = Omega - V' H           V': V without its last vector, which is a random one
-//   T = V^T Z_V = L L^T,  G = Z_V^T Z_V
+//   T = V^T Z_V = L L^T,  G = Z_V^T Z_V,  S = V^T V
 //   L^-1 G L^-T = W diag(mu) W^T                      symmetric.inl
-//   C = L^-T W,  theta_i = 1 / |C_i|^2                Rayleigh quotients half an iteration earlier
+//   C = L^-T W,  theta_i = 1 / (C_i^T S C_i)          Rayleigh quotients half an iteration earlier
 //   V <- Z_V C diag(mu)^-1/2                          and its last vector: fresh, orthogonalized against the others
 //
 // and of the probes, with K = V'^T Y for Y = [change, image] of those for the drift, sums of squares of P Y, and the columns' dot
@@ -13,8 +13,8 @@
 // Everything tall is cut into pieces of `panel_rows` rows: sums of one piece in T, those of the pieces in double and in order, so
 // that no bit depends on who computed them. What is s x s is in double.
 //
-// cost   6 n s^2 flops for T, G and V, 4 n s p for P Omega, 16 n s d for the drift (s, p padded to registers), 20 s^3 in double.
-//        n = 768, s = 32, p = 16, d = 4, one thread: 7 Mflop beside 113 of the product of a square matrix.
+// cost   8 n s^2 flops for T, G, S and V, 4 n s p for P Omega, 16 n s d for the drift (s, p padded to registers), 20 s^3 in double.
+//        n = 768, s = 32, p = 16, d = 4, one thread: 9 Mflop beside 113 of the product of a square matrix.
 
 template <typename T>
 struct LookWorkspace {
@@ -29,7 +29,7 @@ struct LookWorkspace {
   SymmetricWorkspace eigen;
 
   static constexpr int most_sums = 4;
-  inline int64_t part_elements() const { return padded * (2 * padded + (probes > pair ? probes : pair)) + padded; }
+  inline int64_t part_elements() const { return padded * (3 * padded + (probes > pair ? probes : pair)) + padded; }
 
   static LookWorkspace of(const LookShape& shape, void* block, std::size_t* bytes) {
     constexpr int64_t unit = Panels<T>::unit;
@@ -132,7 +132,7 @@ static void look_project(const LookWorkspace<T>& ws, int64_t piece) {
   Panels<T>::update(x, ws.width, ws.h, ws.probes, ws.padded, ws.rows(piece), ws.probes, x + ws.padded, ws.width);
 }
 
-// The parts of T and G; with `bulk` those of K and the probes' sums as well.
+// The parts of T, G and S; with `bulk` those of K and the probes' sums as well.
 template <typename T>
 static void look_inner(const LookShape& shape, const LookInput<T>& in, const LookWorkspace<T>& ws, bool bulk, int64_t piece) {
   const int64_t first = ws.first_row(piece), rows = ws.rows(piece);
@@ -142,6 +142,7 @@ static void look_inner(const LookShape& shape, const LookInput<T>& in, const Loo
   T* const part = ws.part(piece);
   Panels<T>::inner(x, width, ws.padded, z, width, ws.padded, rows, part, ws.padded);
   Panels<T>::inner(z, width, ws.padded, z, width, ws.padded, rows, part + ws.padded * ws.padded, ws.padded);
+  Panels<T>::inner(x, width, ws.padded, x, width, ws.padded, rows, part + 2 * ws.padded * ws.padded, ws.padded);
   if (!bulk || shape.probes == 0) return;
 
   const int64_t drift = shape.drift_probes, trace = shape.probes - drift;
@@ -168,19 +169,19 @@ static void look_inner(const LookShape& shape, const LookInput<T>& in, const Loo
     for (int64_t j = 2 * drift; j < ws.pair; ++j) to[j] = 0;
   }
   Panels<T>::update(z, width, ws.h_pair, ws.pair, ws.padded, rows, ws.pair, y, ws.pair);
-  Panels<T>::inner(x, width, ws.padded, y, ws.pair, ws.pair, rows, part + 2 * ws.padded * ws.padded, ws.pair);
+  Panels<T>::inner(x, width, ws.padded, y, ws.pair, ws.pair, rows, part + 3 * ws.padded * ws.padded, ws.pair);
 }
 
-// T, G -> mu, theta, C; how much that tells.
+// T, G, S -> mu, theta, C; how much that tells.
 template <typename T>
 static LookStatus look_ritz(const LookShape& shape, const LookWorkspace<T>& ws, bool bulk, LookResult* result) {
   const int64_t s = ws.s, ld = ws.square;
   const double* const total = ws.total;
-  ws.add_parts(2 * ws.padded * ws.padded + (bulk && shape.probes ? ws.padded * ws.pair : 0));
+  ws.add_parts(3 * ws.padded * ws.padded + (bulk && shape.probes ? ws.padded * ws.pair : 0));
   if (bulk && shape.probes) {
     for (int64_t i = 0; i < ws.padded; ++i)
       for (int64_t j = 0; j < ws.pair; ++j)
-        ws.k[i * ws.pair + j] = i < s - 1 ? static_cast<T>(-total[2 * ws.padded * ws.padded + i * ws.pair + j]) : 0;
+        ws.k[i * ws.pair + j] = i < s - 1 ? static_cast<T>(-total[3 * ws.padded * ws.padded + i * ws.pair + j]) : 0;
   }
   double inside = 0, directions = 0, check = 0, largest = 0;
   for (int64_t i = 0; i < s; ++i)
@@ -233,14 +234,17 @@ static LookStatus look_ritz(const LookShape& shape, const LookWorkspace<T>& ws, 
   double *const c = ws.b, *const theta = ws.theta;
   for (int64_t i = 0; i < s; ++i)
     for (int64_t j = 0; j < ld; ++j) c[i * ld + j] = j < s ? ws.g[j * ld + i] : 0;
-  for (int64_t j = 0; j < ld; ++j) theta[j] = 0;
   for (int64_t i = s; i-- > 0;) {
     for (int64_t k = i + 1; k < s; ++k) add_multiple(c + i * ld, -ws.t[k * ld + i], c + k * ld, 0, ld);
     const double inverse = 1 / ws.t[i * ld + i];
-    for (int64_t j = 0; j < ld; ++j) {
-      c[i * ld + j] *= inverse;
-      theta[j] += c[i * ld + j] * c[i * ld + j];
-    }
+    for (int64_t j = 0; j < ld; ++j) c[i * ld + j] *= inverse;
+  }
+  for (int64_t j = 0; j < ld; ++j) theta[j] = 0;
+  for (int64_t i = 0; i < s; ++i) {
+    double* const image = ws.g;  // row i of S C
+    for (int64_t j = 0; j < ld; ++j) image[j] = 0;
+    for (int64_t k = 0; k < s; ++k) add_multiple(image, total[(2 * ws.padded + i) * ws.padded + k], c + k * ld, 0, ld);
+    for (int64_t j = 0; j < ld; ++j) theta[j] += c[i * ld + j] * image[j];
   }
   for (int64_t j = 0; j < s; ++j) {
     if (!(ws.mu[j] > 0 && theta[j] > 0)) return LookStatus::deficient;
