@@ -148,7 +148,7 @@ def test_the_debug_log_says_which_path_ran(caplog: pytest.LogCaptureFixture) -> 
 
 def _with_isa(name: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "import spectral_fast as sf; print(sf.capabilities()['cpu']['isa'])"],
+        [sys.executable, "-c", "from spectral_fast import _cpu; print(_cpu.current_isa())"],
         env={**os.environ, "SPECTRAL_FAST_ISA": name},
         capture_output=True,
         text=True,
