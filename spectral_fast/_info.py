@@ -9,7 +9,7 @@ import torch
 from spectral_fast import _cpu
 from spectral_fast._version import __version__
 from spectral_fast.backends import cuda, triton
-from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, Plan, choose
+from spectral_fast.heuristics import Plan, available_drivers, choose
 
 
 def capabilities() -> dict[str, Any]:
@@ -48,19 +48,11 @@ def capabilities() -> dict[str, Any]:
             "kernels": kernels,
             "no_kernels": no_kernels,
         },
-        "drivers": {device: _drivers(device) for device in ("cpu", "cuda")},
+        "drivers": {
+            "cpu": available_drivers("cpu"),
+            "cuda": available_drivers("cuda", cuda_missing=cuda.load()[1]),
+        },
     }
-
-
-def _drivers(device_type: str) -> list[str]:
-    available = []
-    for driver in DRIVERS + TORCH_DRIVERS:
-        try:
-            explain((1, 1), torch.float32, device_type, driver)
-        except ValueError:
-            continue
-        available.append(driver)
-    return available
 
 
 def explain(

@@ -1,6 +1,5 @@
 """The work behind ``spectral-fast analyze``: from a checkpoint's matrices to one row of statistics each."""
 
-import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from spectral_fast.linalg import svdvals
 from spectral_fast.models import WeightMatrix
 from spectral_fast.models.roles import EMBEDDING_ROLES, reading_order
 from spectral_fast.plots import LayerSpectrum
-from spectral_fast.stats import SpectralStats, stats_from_svdvals
+from spectral_fast.stats import scalar_fields, stats_from_svdvals
 
-STATISTICS = tuple(f.name for f in dataclasses.fields(SpectralStats) if f.name != "svdvals")
 # Matrices before and after the layers, left out unless asked for.
 _OUTSIDE_ROLES = EMBEDDING_ROLES | {"pooler", "head"}
 
@@ -24,7 +22,7 @@ class Row:
 
     Attributes:
         matrix: the matrix, not in memory.
-        statistics: those of `STATISTICS` as plain numbers, None if it could not be analysed. (Thousands of
+        statistics: those of `scalar_fields` as plain numbers, None if it could not be analysed. (Thousands of
             small tensors between large ones that come and go would keep the heap from shrinking.)
         spectrum: what a picture needs, where it was asked for and the matrix is in a layer.
         note: why there are no statistics, or else what the matrix's own note says.
@@ -75,7 +73,7 @@ def analyze_matrix(
     except ValueError as error:  # the file has changed, or the driver does not take this dtype
         return Row(matrix, note=str(error))
     stats = stats_from_svdvals(values, shape=matrix.shape)
-    numbers = {statistic: getattr(stats, statistic).item() for statistic in STATISTICS}
+    numbers = {statistic: getattr(stats, statistic).item() for statistic in scalar_fields()}
     spectrum = None
     if keep_spectrum and matrix.layer is not None:
         spectrum = LayerSpectrum(matrix.layer, matrix.role, values, stats)

@@ -15,9 +15,10 @@ import torch
 
 import spectral_fast
 from spectral_fast.analyze import Row, analyze_matrix, select
+from spectral_fast.arguments import device_of, positive
 from spectral_fast.compare import Comparison, compare, verdict
 from spectral_fast.export import Results, write_atomically, write_csv, write_json, write_parquet
-from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, choose
+from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, available_drivers
 from spectral_fast.lifecycle import cli as lifecycle
 from spectral_fast.models import Checkpoint, CheckpointError, WeightMatrix, open_checkpoint
 from spectral_fast.plots import PICTURE_SUFFIXES, save_picture
@@ -118,13 +119,12 @@ def _add_analyze(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help=f"draw spectra and statistics over depth ({', '.join(PICTURE_SUFFIXES)}; needs matplotlib)",
     )
     analyze.add_argument("--embeddings", action="store_true", help="analyse embeddings, pooler and head too")
-    analyze.add_argument(
-        "--driver", metavar="NAME", help=f"how: {', '.join(DRIVERS)}, or on CUDA {', '.join(TORCH_DRIVERS)}"
-    )
+    drivers = f"{', '.join(available_drivers('cpu'))}, or on CUDA {', '.join(TORCH_DRIVERS)}"
+    analyze.add_argument("--driver", metavar="NAME", help=f"how: {drivers}")
     analyze.add_argument(
         "--device", metavar="DEVICE", default="cpu", help="where: cpu (default), cuda, cuda:1, ..."
     )
-    analyze.add_argument("--threads", metavar="N", type=_positive, help="CPU threads to use")
+    analyze.add_argument("--threads", metavar="N", type=positive, help="CPU threads to use")
     analyze.add_argument(
         "--compare",
         action="store_true",
@@ -149,13 +149,6 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     report.add_argument("path", metavar="RUN", type=Path, help="the directory of the ParquetSink")
     report.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: RUN-report)")
     report.set_defaults(run=_report)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 @contextmanager
@@ -272,31 +265,17 @@ def _run(
 
 def _device(text: str) -> torch.device:
     try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise _CommandError(f"--device {text}: is neither cpu nor cuda, such as cuda or cuda:1")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        gpus = _count(torch.cuda.device_count(), "GPU", "GPUs")
-        raise _CommandError(f"--device {text}: torch {torch.__version__} sees {gpus} here; use --device cpu")
-    return device
+        return device_of(text)
+    except ValueError as error:
+        raise _CommandError(str(error)) from error
 
 
 def _check_driver(driver: str | None, device: torch.device) -> None:
-    available = [name for name in DRIVERS + TORCH_DRIVERS if _takes(name, device)]
+    available = available_drivers(device.type)
     if driver is not None and driver not in available:
         unknown = driver not in DRIVERS + TORCH_DRIVERS
         problem = "is unknown" if unknown else f"is not available on {device.type}"
         raise _CommandError(f"--driver {driver}: {problem}; choose from {', '.join(available)}")
-
-
-def _takes(driver: str, device: torch.device) -> bool:
-    try:
-        choose((1, 1), torch.float32, device.type, driver)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

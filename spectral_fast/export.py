@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectral_fast.analyze import STATISTICS, Row
+from spectral_fast.analyze import Row
 from spectral_fast.models import SkippedTensor
+from spectral_fast.stats import scalar_fields
 
 # Raised when a field changes its name or meaning; new fields do not raise it.
 SCHEMA_VERSION = 1
@@ -89,7 +90,7 @@ def write_parquet(results: Results, path: Path) -> None:
 
 
 def _columns() -> list[str]:
-    return ["name", "layer", "role", "rows", "cols", "dtype", *STATISTICS, "note"]
+    return ["name", "layer", "role", "rows", "cols", "dtype", *scalar_fields(), "note"]
 
 
 def _records(rows: Iterable[Row]) -> Iterable[dict[str, Any]]:
@@ -97,7 +98,7 @@ def _records(rows: Iterable[Row]) -> Iterable[dict[str, Any]]:
         matrix = row.matrix
         described = [matrix.name, matrix.layer, matrix.role, *matrix.shape]
         dtype = str(matrix.dtype).removeprefix("torch.")
-        values = [None if row.statistics is None else row.statistics[s] for s in STATISTICS]
+        values = [None if row.statistics is None else row.statistics[s] for s in scalar_fields()]
         yield dict(zip(_columns(), [*described, dtype, *values, row.note], strict=True))
 
 

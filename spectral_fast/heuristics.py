@@ -9,6 +9,7 @@ import torch
 
 from spectral_fast._ops import DTYPES, REAL_DTYPES
 
+# "jacobi" is a name for what no device has yet: it raises, as every driver does on a device that lacks it.
 DRIVERS = ("bidiag", "gram", "jacobi", "torch")
 TORCH_DRIVERS = ("gesvd", "gesvdj", "gesvda")
 
@@ -64,7 +65,8 @@ def choose(
     if dtype not in DTYPES:
         raise ValueError(f"svdvals does not take {dtype}, only {', '.join(map(str, DTYPES))}")
     if driver is not None and driver not in DRIVERS + TORCH_DRIVERS:
-        raise ValueError(f"driver {driver!r} is unknown: choose from {', '.join(DRIVERS)} or None")
+        available = available_drivers(device_type, cuda_missing=cuda_missing)
+        raise ValueError(f"driver {driver!r} is unknown: choose from {', '.join(available)} or None")
     native = device_type == "cpu" and dtype in REAL_DTYPES
     cuda = device_type == "cuda" and dtype in REAL_DTYPES
     if cuda and max(shape[-2:]) > CUDA_MOST_ROWS:
@@ -101,6 +103,18 @@ def choose(
         f"driver {driver!r} is not available for {dtype} on {device_type}: "
         f"leave driver=None to have one chosen, or use 'torch'"
     )
+
+
+def available_drivers(device_type: str, *, cuda_missing: str = "") -> list[str]:
+    """The drivers that svdvals takes for float32 matrices on such a device; cuda_missing as in `choose`."""
+    available = []
+    for driver in DRIVERS + TORCH_DRIVERS:
+        try:
+            choose((1, 1), torch.float32, device_type, driver, cuda_missing=cuda_missing)
+        except ValueError:
+            continue
+        available.append(driver)
+    return available
 
 
 def _gram_stages(shape: tuple[int, ...]) -> tuple[str, ...]:

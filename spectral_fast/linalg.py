@@ -30,6 +30,7 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
         (which torch refuses) are computed in float32; complex64 and complex128 by torch.linalg.svdvals.
     driver: None chooses (see :func:`spectral_fast.explain`); "bidiag" (our kernels, on the CPU and on CUDA),
         "gram" (less accurate, see below), "torch", and torch's own "gesvd", "gesvdj", "gesvda" on CUDA.
+        "jacobi" is the name of a driver that no device has yet: it raises ValueError.
     out: as in torch: (\\*, k), of the dtype that is returned.
 
     Returns (\\*, k), k = min(m, n): descending, >= 0, in A's real dtype (float32 for half precisions).

@@ -276,7 +276,8 @@ def _above(spectrum: Spectrum, n_probes: int, xmin: Tensor, eps: float) -> tuple
     """alpha = 1 + N / T, T the sum of ln(lambda / xmin) over the N values from xmin on."""
     values, n = spectrum.values, spectrum.values.shape[-1]
     size = spectrum.bounds.shape[-1]
-    x = xmin[:, None]
+    # No power law starts at 0: as fit_powerlaw has it.
+    x = torch.where(xmin > 0, xmin, torch.nan)[:, None]
     # xmin is an eigenvalue as a rule: one that converged must not drop out for its own error, twice _OF_LIFT
     # of its lift and a few eps sigma_1.
     known = torch.arange(n, device=values.device) < spectrum.converged[:, None]

@@ -98,7 +98,8 @@ def test_tensors_of_any_stride_and_rows_of_them(tmp_path, save):
     save(tmp_path / "strided.pt", content)
     for tensor in open_checkpoint(tmp_path / "strided.pt"):
         assert torch.equal(tensor.load(), content[tensor.name])
-        assert torch.equal(tensor.load(1, 2), content[tensor.name][1:2])
+        for start, stop in ((1, 2), (1, 9), (-1, None), (-9, -1), (2, 1), (9, None)):
+            assert torch.equal(tensor.load(start, stop), content[tensor.name][start:stop])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -293,6 +293,7 @@ def test_impossible_drivers_devices_and_files(tmp_path, checkpoint, monkeypatch,
         with pytest.raises(SystemExit) as caught:
             cli.main(["analyze", str(checkpoint), "--threads", threads])
         assert caught.value.code == 2
+        assert f"argument --threads: '{threads}' is not a positive whole number" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

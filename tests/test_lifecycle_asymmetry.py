@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from spectral_fast.lifecycle.asymmetry import measure_asymmetry
-from spectral_fast.lifecycle.series import ar1_noise
 from spectral_fast.lifecycle.trajectories import Trajectories
+from tests.lifecycle_runs import ar1_noise
 
 ROLES = ("q", "k", "v", "o")
 

@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from spectral_fast.lifecycle.gradient import Gradient, cosines, measure_gradient
-from spectral_fast.lifecycle.series import ar1_noise
-from tests.lifecycle_runs import EVERY, Floats, layered, neighbours, shared
+from tests.lifecycle_runs import EVERY, Floats, ar1_noise, layered, neighbours, shared
 
 RUNS = 1000
 # A procedure whose true rate is 3 % gives more than 50 of 1000 once in 4000 sets; these rates are smaller.

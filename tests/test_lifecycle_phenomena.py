@@ -12,9 +12,8 @@ import pytest
 from spectral_fast.lifecycle.commands import phenomena
 from spectral_fast.lifecycle.findings import findings, measure_all, read_run
 from spectral_fast.lifecycle.outputs import plain
-from spectral_fast.lifecycle.series import ar1_noise
 from spectral_fast.monitor import Look, MatrixLook, ParquetSink
-from tests.lifecycle_runs import EVERY
+from tests.lifecycle_runs import EVERY, ar1_noise
 
 ROLES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 LOOKS = 30

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from spectral_fast.lifecycle.scaling import Scaling, measure_scaling
-from spectral_fast.lifecycle.series import ar1_noise
 from spectral_fast.lifecycle.trajectories import Trajectories
+from tests.lifecycle_runs import ar1_noise
 
 DEPTHS = (2, 4, 8, 12, 16)
 DESIGN = tuple(itertools.product(DEPTHS, (0, 1)))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from spectral_fast.lifecycle.series import RHO_MAX, ar1_noise
+from spectral_fast.lifecycle.series import RHO_MAX
 from spectral_fast.lifecycle.timescales import measure_timescales
 from spectral_fast.lifecycle.trajectories import Trajectories
+from tests.lifecycle_runs import ar1_noise
 
 EVERY = 25
 

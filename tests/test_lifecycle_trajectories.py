@@ -10,9 +10,10 @@ import torch
 from scipy import linalg
 
 from spectral_fast import SpectralMonitor, spectral_stats
-from spectral_fast.lifecycle.series import ar1_noise, effective_size, mean_of_series
+from spectral_fast.lifecycle.series import effective_size, mean_of_series
 from spectral_fast.lifecycle.trajectories import Trajectories
 from spectral_fast.monitor import ParquetSink
+from tests.lifecycle_runs import ar1_noise
 
 ROLES = ("q_proj", "k_proj", "up_proj")
 
@@ -118,8 +119,6 @@ def test_noise_has_the_correlations_asked_for() -> None:
     times = 0.8 ** np.abs(np.subtract.outer(np.arange(6), np.arange(6)))
     # Correlations of 20,000 runs: five standard errors of 1 / sqrt(20,000).
     np.testing.assert_allclose(np.cov(flat.T), np.kron(times, correlation), atol=5 * 2**0.5 / 20_000**0.5)
-    with pytest.raises(ValueError, match="rho"):
-        ar1_noise(np.random.default_rng(0), (5, 1), 1.0)
 
 
 def test_effective_size_is_the_variance_of_the_mean() -> None:

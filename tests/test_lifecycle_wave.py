@@ -8,9 +8,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from spectral_fast.lifecycle.series import ar1_noise
 from spectral_fast.lifecycle.wave import Wave, measure_wave
-from tests.lifecycle_runs import EVERY, Floats, layered, neighbours, shared
+from tests.lifecycle_runs import EVERY, Floats, ar1_noise, layered, neighbours, shared
 
 RUNS = 1000
 # A procedure whose true rate is 3 % gives more than 50 of 1000 once in 4000 sets; these rates are smaller.

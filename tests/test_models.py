@@ -1,5 +1,7 @@
 """Finding weight matrices: what counts as one, its role and layer, ties."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -329,6 +331,8 @@ def test_a_lora_pair_is_one_matrix_with_the_singular_values_of_its_product(a, b,
         torch.linalg.svdvals(product.tensor.double()), exact[:4], rtol=0, atol=1e-6 * float(exact[0])
     )
     assert float(exact[4]) < 1e-12 * float(exact[0])  # nothing is lost
+    copied = pickle.loads(pickle.dumps(product))  # as to another process
+    assert torch.equal(copied.tensor, product.tensor)
 
 
 def test_lora_factors_without_a_partner_that_fits_are_skipped():

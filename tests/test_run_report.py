@@ -65,7 +65,7 @@ def test_an_exact_value_wins_at_its_step_and_is_compared_with_the_estimate_befor
     history = history_of(tmp_path, [
         at(0, "exact", 2.0), at(3, "tracked", 2.5), at(5, "exact", 2.0),     # no error stated
         at(8, "tracked", 2.2, 0.1), at(9, "tracked", 4.0, 0.5, ("alpha",)),  # only the last one counts
-        at(9, "exact", 5.0), at(10, "exact", 1.0), at(12, "estimated", 9.0),
+        at(9, "exact", 5.0), at(10, "exact", 1.0), at(12, "tracked", 9.0),
     ])  # fmt: skip
     assert history.statistic("alpha").value[:, 0].tolist() == [2.0, 2.5, 2.0, 2.2, 5.0, 1.0, 9.0]
     audit = history.audit("alpha")
@@ -141,7 +141,7 @@ def test_the_command_writes_a_page_and_pictures(command_run):
     assert len(pictures(page)) == 2 * 4 + 2 + 2 * 2 + 3 + 5
     assert all(alt.strip().endswith(".") for _, alt in pictures(page))
     assert png_size(out / "cost.png") == (3 * 540, 350 + 60)
-    assert "3 exact, 9 tracked or estimated, at steps 0 to 11" in page
+    assert "3 exact, 9 tracked, at steps 0 to 11" in page
     assert "still being written" not in page
 
 
@@ -216,7 +216,7 @@ def test_edges(tmp_path, case):
         assert "No look of this run has it." in page
     if case == "tracked only":
         assert "No exact look was made" in page
-        assert "No exact look follows a tracked or estimated one." in page
+        assert "No exact look follows a tracked one." in page
     sink.close()
 
 

@@ -15,8 +15,8 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from spectral_fast.monitor.metrics import STATISTICS, metrics
-from spectral_fast.monitor.record import Look, MatrixLook
+from spectral_fast.monitor.metrics import metrics
+from spectral_fast.monitor.record import ESTIMATED, Look, MatrixLook
 from spectral_fast.monitor.tensorboard import TensorBoardSink
 from spectral_fast.monitor.wandb import WandbSink
 from tests.monitored import look
@@ -63,7 +63,7 @@ def scalars(folder):
     }
 
 
-def assert_written(read, looks, statistics=STATISTICS):
+def assert_written(read, looks, statistics=ESTIMATED):
     expected = {at.step: metrics(at, statistics) for at in looks}
     assert set(read) == {tag for named in expected.values() for tag in named}
     for tag, of_tag in read.items():
@@ -191,7 +191,7 @@ def test_wandb_offline_in_a_run_of_its_own(offline):
     rows, defined = wandb_records(offline["dir"])
     assert defined["spectra_*"] == "spectra_step"
     ours = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
-    assert ours == [{"spectra_step": at.step, **metrics(at, STATISTICS)} for at in looks]
+    assert ours == [{"spectra_step": at.step, **metrics(at, ESTIMATED)} for at in looks]
 
 
 def test_wandb_in_the_script_s_run(offline):

@@ -150,6 +150,10 @@ def test_alpha_in_the_converged_tail_is_the_fit():
     assert abs(found.alpha - expected) <= 1.96 * found.alpha_error
     assert found.alpha_error < 1e-4
     assert found.xmin == xmin
+    for nothing in (0.0, -1.0, float("inf"), float("nan")):  # thresholds without a tail above them
+        found = tail_stats(A, xmin=nothing, generator=seeded(0))
+        assert found.alpha.isnan()
+        assert found.alpha_error.isnan()
 
 
 # ------------------------------------------------------------------ contract

@@ -130,7 +130,7 @@ def load_decoder(path: Path) -> Decoder:
         ImportError: a Hugging Face folder, and transformers is not installed.
     """
     if (path / "run.json").is_file():
-        from spectral_fast.lifecycle.training import load_model
+        from spectral_fast.lifecycle.run_folder import load_model
 
         model, _ = load_model(path)
         return Decoder.of(model)

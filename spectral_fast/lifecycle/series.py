@@ -4,8 +4,7 @@ Looks of one run are no independent sample. Their noise is modelled as first-ord
 
     x_t = mu + rho (x_{t-1} - mu) + e_t,   Var x = Var e / (1 - rho^2),   0 <= rho <= RHO_MAX,
 
-a random walk that is drawn back to its mean. Arrays hold time on the first axis but for leading axes of
-independent runs where a function says so.
+a random walk that is drawn back to its mean. Arrays hold time on the first axis.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
 from scipy.special import chdtri, stdtr, stdtrit
 
 Floats = NDArray[np.float64]
@@ -30,32 +28,6 @@ RHO_MAX = 0.98
 # p-value (Berger and Boos 1994), so that the test holds whichever rho is true.
 _LEFT_OUT = 0.01
 _RHOS = np.tanh(np.linspace(0, np.arctanh(RHO_MAX), 33))
-
-
-def ar1_noise(
-    rng: np.random.Generator, shape: tuple[int, ...], rho: float, *, correlation: Floats | None = None
-) -> Floats:
-    """Stationary first-order autoregression with variance 1.
-
-    Args:
-        rng: where the randomness comes from.
-        shape: (\\*, T, K): independent runs, time, series.
-        rho: correlation from one time to the next, 0 <= rho < 1.
-        correlation: (K, K) of the series at one time; None: independent.
-
-    Returns:
-        float64 of that shape.
-
-    Raises:
-        ValueError: rho out of range.
-    """
-    if not 0 <= rho < 1:
-        raise ValueError(f"ar1_noise: rho must be in [0, 1), got {rho}")
-    innovations = rng.standard_normal(shape)
-    if correlation is not None:
-        innovations = innovations @ np.linalg.cholesky(correlation).T
-    innovations[..., 1:, :] *= np.sqrt(1 - rho**2)
-    return np.asarray(signal.lfilter([1.0], [1.0, -rho], innovations, axis=-2))
 
 
 def effective_size(n: int, rho: float | Floats) -> Floats:

@@ -66,7 +66,7 @@ class CheckpointTensor:
     problem: str = ""
 
     def load(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Read the tensor, or its entries start to stop along the first dimension.
+        """Read the tensor, or its entries start to stop along the first dimension, as a slice has them.
 
         Returns:
             A tensor on the CPU, in the stored dtype, that nothing else shares.
@@ -74,7 +74,11 @@ class CheckpointTensor:
         Raises:
             CheckpointError: the file has changed or cannot be read any more.
         """
-        return self._load(start, (self.shape[0] if self.shape else 1) if stop is None else stop)
+        if not self.shape:
+            return self._load(0, 1)
+        # What a slice leaves out is in the file too, as another tensor's bytes.
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        return self._load(start, max(start, stop))
 
 
 def read_array(

@@ -304,8 +304,12 @@ def _lora_product(pair: Mapping[str, tuple[Factor, StoredTensor]]) -> WeightMatr
         dtype,
         f"rank {rank} of a {b.shape[0]}×{a.shape[1]} LoRA product",
         pieces=(Piece(b, 0, b.shape[0]), Piece(a, 0, rank)),
-        _make=lambda b, a: product_core(b.to(dtype), a.to(dtype)),
+        _make=partial(_product_core, dtype),
     )
+
+
+def _product_core(dtype: torch.dtype, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    return product_core(b.to(dtype), a.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)

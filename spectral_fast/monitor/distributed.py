@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from spectral_fast.models import WeightMatrix
 from spectral_fast.monitor import sharding
 from spectral_fast.monitor.groups import Group, exact_work
+from spectral_fast.monitor.record import Kind
 from spectral_fast.monitor.sharding import Layout, RowShards
 from spectral_fast.monitor.shipping import Shipment
 from spectral_fast.monitor.summed import SharedTracker, SummedProducts
@@ -112,7 +113,7 @@ class DistributedRanks:
                     self._rounds.append(free := {})
                 free[group.owner] = group
 
-    def snapshot(self, group: Group, kind: Literal["exact", "tracked"]) -> Matrices | None:
+    def snapshot(self, group: Group, kind: Kind) -> Matrices | None:
         """This rank's part of a group: the owner's, all of it; for a tracked look, the rows that are here.
 
         Of a look, all exact snapshots come before the first tracked one.

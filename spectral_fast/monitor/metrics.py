@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from spectral_fast.monitor.record import Look, MatrixLook
 from spectral_fast.stats import scalar_fields
 
-# What every kind of look can give.
-STATISTICS = ("spectral_norm", "stable_rank", "alpha", "alpha_hill", "alpha_ranksize")
-
 
 def require_statistics(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple.

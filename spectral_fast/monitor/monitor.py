@@ -16,8 +16,8 @@ from spectral_fast.monitor.delivery import Delivery, Sink
 from spectral_fast.monitor.following import Following, Part, Started
 from spectral_fast.monitor.groups import Weights
 from spectral_fast.monitor.ranks import OneProcess, Ranks
-from spectral_fast.monitor.record import Look
-from spectral_fast.monitor.schedule import Account, LookKind, Numbers, Schedule
+from spectral_fast.monitor.record import Kind, Look
+from spectral_fast.monitor.schedule import Account, Numbers, Schedule
 from spectral_fast.monitor.streams import HostWork, undisturbed
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class _Pending:
     """A look whose results were not read yet. usual: its cost tells what such looks cost."""
 
     step: int
-    kind: LookKind
+    kind: Kind
     usual: bool
     seconds: float
     started: Started
@@ -125,7 +125,7 @@ class SpectralMonitor:
         self._step = 0
         self._looks: Counter[str] = Counter()
         self._pending: _Pending | None = None
-        self._cost: tuple[LookKind, float] | None = None  # of the last look, until the schedule has it
+        self._cost: tuple[Kind, float] | None = None  # of the last look, until the schedule has it
         self._told: set[str] = set()
         self._closed = False
         self._hook = None
@@ -276,7 +276,7 @@ class SpectralMonitor:
         if isinstance(self._pending.started.work, HostWork):
             self._collect()
 
-    def _start(self, kind: LookKind, exact: frozenset[int]) -> None:
+    def _start(self, kind: Kind, exact: frozenset[int]) -> None:
         began = self._account.now()
         started = self._following.start(exact)
         self._account.excuse(started.work.waited)

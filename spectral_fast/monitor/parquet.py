@@ -30,7 +30,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from spectral_fast.monitor.record import Kind, Look
+from spectral_fast.monitor.record import ESTIMATED, Kind, Look
 from spectral_fast.stats import scalar_fields
 
 try:
@@ -47,8 +47,6 @@ except ImportError as error:
 
 # Raised when a column changes its name or meaning; new columns do not raise it.
 SCHEMA_VERSION = 1
-# Statistics that a look may give as an estimate; each has a column <name>_error.
-ESTIMATED = ("spectral_norm", "stable_rank", "alpha", "alpha_hill", "alpha_ranksize")
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _JOURNAL = re.compile(r"_journal-(\d{6,})")
@@ -62,7 +60,10 @@ class RunError(Exception):
 
 
 def schema() -> pa.Schema:
-    """The columns of a run, one row a matrix and look; ``kind`` is that of the row, not of the whole look."""
+    """The columns of a run, one row a matrix and look; ``kind`` is that of the row, not of the whole look.
+
+    What a tracked look estimates has a column <name>_error, too.
+    """
     of_look = [
         ("step", pa.int64()), ("kind", pa.string()), ("time", pa.float64()), ("seconds", pa.float64()),
         ("share", pa.float64()), ("every", pa.int64()), ("track_every", pa.int64()),

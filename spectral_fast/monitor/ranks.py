@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from spectral_fast.models import WeightMatrix
 from spectral_fast.monitor.groups import Group
+from spectral_fast.monitor.record import Kind
 from spectral_fast.tracker import Matrices, SpectralTracker
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class Ranks(Protocol):
     def begin(self, exact: Sequence[Group]) -> None:
         """A look begins, an exact one at these groups. Their snapshots come next, in this order."""
 
-    def snapshot(self, group: Group, kind: Literal["exact", "tracked"]) -> Matrices | None:
+    def snapshot(self, group: Group, kind: Kind) -> Matrices | None:
         """The group's matrices as they are now, for this rank's ``tracker.exact`` or ``tracker.track``.
 
         A batch (matrices, m, n), or the matrices one by one, that nobody else writes to while the look runs;
@@ -83,7 +84,7 @@ class OneProcess:
     def begin(self, exact: Sequence[Group]) -> None:
         pass
 
-    def snapshot(self, group: Group, kind: Literal["exact", "tracked"]) -> Matrices | None:
+    def snapshot(self, group: Group, kind: Kind) -> Matrices | None:
         # On the host nobody writes while we look: no copy.
         return group.stacked() if group.device.type == "cuda" else [m.tensor for m in group.matrices]
 

@@ -9,8 +9,11 @@ from typing import Literal
 from numpy import float32
 from numpy.typing import NDArray
 
-# exact: all singular values; tracked: followed from the last exact look; estimated: randomized, from nothing.
-Kind = Literal["exact", "tracked", "estimated"]
+# exact: all singular values; tracked: followed from the last exact look.
+Kind = Literal["exact", "tracked"]
+
+# The statistics that every kind of look gives; in a tracked one they have a standard error each.
+ESTIMATED = ("spectral_norm", "stable_rank", "alpha", "alpha_hill", "alpha_ranksize")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,7 @@ class Look:
 
     Attributes:
         step: optimizer steps made before it; 0 is the model as it was handed over.
-        kind: "exact" where every matrix was looked at exactly, else "tracked" or "estimated".
+        kind: "exact" where every matrix was looked at exactly, else "tracked".
         time: when it ended, seconds since the epoch.
         seconds: what it cost, wall time on the rank that spent most.
         share: of the wall time since the monitor began, what all looks together have cost.

@@ -18,9 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
-LookKind = Literal["exact", "tracked"]
+from spectral_fast.monitor.record import Kind
 
 # Costs and step times are medians of this many: the first look warms up, some steps evaluate or save.
 _LOOKS, _STEPS = 9, 31
@@ -101,7 +100,7 @@ class Numbers:
 class Choice:
     """A look to make now. refresh: in a tracked one, look exactly where that was asked for."""
 
-    kind: LookKind
+    kind: Kind
     refresh: bool = False
 
 
@@ -118,7 +117,7 @@ class Schedule:
         self.asked = (every, track_every)
         self.every, self.track_every = every, track_every
         self.reason = ""  # of the last widening, in words
-        self._costs: dict[LookKind, deque[float]] = {
+        self._costs: dict[Kind, deque[float]] = {
             "exact": deque(maxlen=_LOOKS),
             "tracked": deque(maxlen=_LOOKS),
         }
@@ -150,7 +149,7 @@ class Schedule:
             return None
         return Choice(kind, refresh > 0 and missing + refresh * self.cost("exact") <= 0)
 
-    def made(self, step: int, kind: LookKind) -> None:
+    def made(self, step: int, kind: Kind) -> None:
         """A look was made."""
         self._last = step
         if kind == "exact":
@@ -172,15 +171,15 @@ class Schedule:
         self._last = self._last_exact = None
         self._next = 0
 
-    def record(self, kind: LookKind, seconds: float) -> None:
+    def record(self, kind: Kind, seconds: float) -> None:
         """What a look has cost."""
         self._costs[kind].append(seconds)
 
-    def cost(self, kind: LookKind) -> float:
+    def cost(self, kind: Kind) -> float:
         """What a look is going to cost, in seconds; 0 before the first."""
         return statistics.median_low(self._costs[kind]) if self._costs[kind] else 0.0
 
-    def _kind(self, step: int, blank: bool) -> LookKind | None:
+    def _kind(self, step: int, blank: bool) -> Kind | None:
         if self._last_exact is None or self._last is None or blank:
             return "exact"
         if step // self.every > self._last_exact // self.every:
@@ -202,7 +201,7 @@ class Schedule:
         last = self._last_exact or 0
         return self.cost("exact") * min(1.0, (step - last) / (self._next_exact() - last))
 
-    def _wait(self, step: int, missing: float, kind: LookKind, step_seconds: float) -> int:
+    def _wait(self, step: int, missing: float, kind: Kind, step_seconds: float) -> int:
         """Steps until the missing seconds should be there."""
         assert self.budget is not None
         income = self.budget * step_seconds

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spectral_fast.monitor.metrics import STATISTICS, metrics, require_statistics
-from spectral_fast.monitor.record import Look
+from spectral_fast.monitor.metrics import metrics, require_statistics
+from spectral_fast.monitor.record import ESTIMATED, Look
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter, SummaryWriter
@@ -29,7 +29,7 @@ class TensorBoardSink:
     """
 
     def __init__(
-        self, to: str | os.PathLike[str] | SummaryWriter, *, statistics: Sequence[str] = STATISTICS
+        self, to: str | os.PathLike[str] | SummaryWriter, *, statistics: Sequence[str] = ESTIMATED
     ) -> None:
         try:
             import torch.utils.tensorboard

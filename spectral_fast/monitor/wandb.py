@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from spectral_fast.monitor.metrics import STATISTICS, metrics, require_statistics
-from spectral_fast.monitor.record import Look
+from spectral_fast.monitor.metrics import metrics, require_statistics
+from spectral_fast.monitor.record import ESTIMATED, Look
 
 if TYPE_CHECKING:
     import wandb
@@ -32,7 +32,7 @@ class WandbSink:
     """
 
     def __init__(
-        self, run: wandb.Run | None = None, *, statistics: Sequence[str] = STATISTICS, **init: Any
+        self, run: wandb.Run | None = None, *, statistics: Sequence[str] = ESTIMATED, **init: Any
     ) -> None:
         try:
             import wandb

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from spectral_fast.arguments import positive
 from spectral_fast.lifecycle.commands.failure import failed
-from spectral_fast.lifecycle.commands.subject import positive, write_results
+from spectral_fast.lifecycle.commands.subject import write_results
 from spectral_fast.lifecycle.commands.tables import number, print_columns
 from spectral_fast.lifecycle.outputs import plain
 from spectral_fast.models.shapes import MODELS, ModelShape

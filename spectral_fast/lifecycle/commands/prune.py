@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from spectral_fast.arguments import positive
 from spectral_fast.lifecycle.commands.failure import failed
 from spectral_fast.lifecycle.commands.importance import print_importance
 from spectral_fast.lifecycle.commands.subject import (
@@ -12,7 +13,6 @@ from spectral_fast.lifecycle.commands.subject import (
     Subject,
     add_arguments,
     opened,
-    positive,
     progress_line,
     save_figure,
     write_results,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spectral_fast.arguments import positive
 from spectral_fast.lifecycle.adapters import Decoder, load_decoder
 from spectral_fast.lifecycle.evaluations import Evaluations
 from spectral_fast.lifecycle.outputs import write_figure, write_json
@@ -125,12 +126,6 @@ class progress_line:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _PROGRESS_SECONDS
             print(f"{self._what}: {done} of {total} evaluated", file=sys.stderr, flush=True)
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def _tokens(arguments: argparse.Namespace, decoder: Decoder) -> Tensor:

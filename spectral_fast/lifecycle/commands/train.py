@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from spectral_fast.arguments import device_of
 from spectral_fast.lifecycle.commands.failure import failed
 from spectral_fast.lifecycle.config import SIZES, ModelConfig, TrainConfig
 
@@ -110,7 +111,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from spectral_fast.lifecycle.training import train
 
     model, training = _configurations(arguments)
-    device = _checked_device(arguments.device)
+    device = None if arguments.device is None else device_of(arguments.device)
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise ValueError(f"--threads {arguments.threads}: is not a positive number")
@@ -142,18 +143,6 @@ def _configurations(arguments: argparse.Namespace) -> tuple[ModelConfig, TrainCo
     given = {name: getattr(arguments, name) for name in _SIZE_HELP if getattr(arguments, name) is not None}
     training = TrainConfig(**{field.name: getattr(arguments, field.name) for field in fields(TrainConfig)})
     return replace(SIZES[arguments.size], **given), training
-
-
-def _checked_device(text: str | None) -> torch.device | None:
-    if text is None:
-        return None
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise ValueError(f"--device {text}: is neither cpu nor cuda, such as cuda or cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {text}: torch sees {torch.cuda.device_count()} GPUs; use --device cpu")
-    return device
 
 
 def _join(device: torch.device | None) -> bool:

@@ -99,10 +99,10 @@ def _sections(history: History, found: dict[str, Audit]) -> list[Section]:
         Section(
             "audit",
             "Estimates against exact values",
-            "Wherever an exact look follows a tracked or estimated one of the same matrix: how far apart "
+            "Wherever an exact look follows a tracked one of the same matrix: how far apart "
             "they were, and whether that is within the 95 % interval stated. The distance includes what the "
             "weights did in the steps between.",
             audits(found),
-            missing="No exact look follows a tracked or estimated one.",
+            missing="No exact look follows a tracked one.",
         ),
     ]

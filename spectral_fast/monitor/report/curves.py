@@ -187,7 +187,7 @@ def _draw_intervals(axes: Axes, *, history: History) -> None:
 def _draw_seconds(axes: Axes, *, history: History) -> None:
     for which, label, colour, marker in (
         (history.exact, "with exact values", COLOURS[0], "o"),
-        (~history.exact, "tracked or estimated", COLOURS[1], "."),
+        (~history.exact, "tracked", COLOURS[1], "."),
     ):
         at = np.flatnonzero(which)
         at = np.array(_evenly(list(at), _MAX_DOTS), dtype=np.int64)

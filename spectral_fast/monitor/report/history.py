@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectral_fast.models.roles import ROLE_ORDER
-from spectral_fast.monitor.parquet import ESTIMATED, read_run, unsealed
+from spectral_fast.monitor.parquet import read_run, unsealed
+from spectral_fast.monitor.record import ESTIMATED
 
 if TYPE_CHECKING:
     import pyarrow as pa

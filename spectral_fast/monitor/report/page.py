@@ -80,7 +80,7 @@ def _overview(history: History) -> str:
     kinds = [
         (history.exact & ~history.other, "exact"),
         (history.exact & history.other, "partly exact"),
-        (~history.exact, "tracked or estimated"),
+        (~history.exact, "tracked"),
     ]
     looks = ", ".join(f"{which.sum():,} {kind}" for which, kind in kinds if which.any())
     roles = list(dict.fromkeys(role_name(matrix.role) for matrix in history.matrices))
