@@ -13,8 +13,8 @@
 // Everything tall is cut into pieces of `panel_rows` rows: sums of one piece in T, those of the pieces in double and in order, so
 // that no bit depends on who computed them. What is s x s is in double.
 //
-// cost   8 n s^2 flops for T, G, S and V, 4 n s p for P Omega, 16 n s d for the drift (s, p padded to registers), 20 s^3 in double.
-//        n = 768, s = 32, p = 16, d = 4, one thread: 9 Mflop beside 113 of the product of a square matrix.
+// cost   8 n s^2 flops for T, G, S and V, 4 n s p for P Omega, 16 n s d for the drift (s, p padded to registers), 20 s^3 in
+//        double. n = 768, s = 32, p = 16, d = 4, one thread: 9 Mflop beside 113 of the product of a square matrix.
 
 template <typename T>
 struct LookWorkspace {
