@@ -21,15 +21,16 @@ from torch import Tensor
 
 import spectral_fast
 from benchmarks import __main__ as command
-from benchmarks import stats, stats_bootstrap, stats_fit, stats_peers, stats_row, stats_share
+from benchmarks import command_line
 from benchmarks.cases import Case
-from benchmarks.spectra import ZOO, Spectrum, draw
-from benchmarks.stats_bootstrap import BootstrapRow, p_tolerance, plain_p_value
-from benchmarks.stats_fit import FitRow, fit_summary
-from benchmarks.stats_gate import check_fields, check_fits, scan
-from benchmarks.stats_peers import POWERLAW, WWFIT
-from benchmarks.stats_row import StatsRow, Target, blas_threads, measure_in_turn
-from benchmarks.stats_share import ShareRow, has_kernel
+from benchmarks.rows import GateError, NotMeasured, Target, TimedRow, blas_threads, measure_in_turn
+from benchmarks.statistics import bootstrap, fit, parts, peers, share
+from benchmarks.statistics.bootstrap import BootstrapRow, p_tolerance, plain_p_value
+from benchmarks.statistics.fit import FitRow, fit_summary
+from benchmarks.statistics.gate import check_fields, check_fits, scan
+from benchmarks.statistics.peers import POWERLAW, WWFIT
+from benchmarks.statistics.share import ShareRow, has_kernel
+from benchmarks.statistics.spectra import ZOO, Spectrum, draw
 from benchmarks.suites import SuiteError
 
 ROOT = Path(__file__).parents[1]
@@ -47,11 +48,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     """The command at a small size, on few spectra: its exit code and what it wrote."""
-    monkeypatch.setattr(command, "gemm_rate", lambda dtype, device: 1e11)
-    monkeypatch.setattr(stats_fit, "ZOO", {name: ZOO[name] for name in ("Pareto 2.5", "uniform")})
-    monkeypatch.setattr(stats_fit, "minilm_spectra", list)
-    monkeypatch.setattr(stats_fit, "BATCH", 3)
-    monkeypatch.setattr(stats_share, "COUNT_MOST", 3)
+    monkeypatch.setattr(command_line, "gemm_rate", lambda dtype, device: 1e11)
+    monkeypatch.setattr(fit, "ZOO", {name: ZOO[name] for name in ("Pareto 2.5", "uniform")})
+    monkeypatch.setattr(fit, "minilm_spectra", list)
+    monkeypatch.setattr(fit, "BATCH", 3)
+    monkeypatch.setattr(share, "COUNT_MOST", 3)
 
     def call(*arguments: str) -> tuple[int, dict[str, Any]]:
         file = tmp_path / "out.json"
@@ -71,8 +72,8 @@ def bootstrap_stand_in(evals: Tensor, *, n_samples: int, generator: torch.Genera
 @pytest.fixture
 def goodness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spectral_fast, "goodness_of_fit", bootstrap_stand_in)
-    monkeypatch.setattr(stats_bootstrap, "GATE_SAMPLES", 50)
-    monkeypatch.setattr(stats_bootstrap, "SAMPLES", 50)
+    monkeypatch.setattr(bootstrap, "GATE_SAMPLES", 50)
+    monkeypatch.setattr(bootstrap, "SAMPLES", 50)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("timed before the gate")
 
-    for part in (stats_fit, stats_share, stats_bootstrap):
+    for part in (fit, share, bootstrap):
         monkeypatch.setattr(part, "interleave", refuse)
 
 
@@ -158,15 +159,15 @@ def test_json_has_every_sample_and_what_it_depends_on(run: Any, goodness: None, 
         assert row["status"] == "ok"
         assert 0 <= row["p_value"] <= 1
         assert len(row["ours"]["seconds"]) == 5
-        assert row["extrapolated"]["from_samples"] == stats_bootstrap.PEER_SAMPLES
+        assert row["extrapolated"]["from_samples"] == bootstrap.PEER_SAMPLES
         assert row["extrapolated"]["ratio"]["median"] > 0
 
 
 def test_targets_are_printed_next_to_what_was_reached(
     run: Any, goodness: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stats_share, "TARGET", 1e-9)
-    monkeypatch.setattr(stats_bootstrap, "TARGET_SECONDS", 1e4)
+    monkeypatch.setattr(share, "TARGET", 1e-9)
+    monkeypatch.setattr(bootstrap, "TARGET_SECONDS", 1e4)
     code, data = run()
     assert code == 0  # a missed target is a measurement
     printed = capsys.readouterr().out
@@ -184,12 +185,12 @@ def test_targets_are_printed_next_to_what_was_reached(
 
 def test_summary_is_of_single_spectra_by_size_and_peer() -> None:
     def timing(*seconds: float) -> Any:
-        return stats_fit.Timing("", None, seconds=list(seconds))
+        return fit.Timing("", None, seconds=list(seconds))
 
     def row(name: str, n: int, ratio: float, count: int = 1) -> FitRow:
         found = FitRow(name, n, list, (WWFIT,), 1, count)
         ours, theirs = timing(1, 1, 1), timing(ratio, ratio, ratio)
-        found.comparisons.append(stats_fit.Comparison(WWFIT, ours=ours, theirs=theirs))
+        found.comparisons.append(fit.Comparison(WWFIT, ours=ours, theirs=theirs))
         return found
 
     rows = [row("a", 20, 40), row("b", 20, 31), row("c", 20, 500), row("d", 30, 29), row("e", 30, 1, count=2)]
@@ -234,7 +235,7 @@ def test_an_operator_without_a_kernel_is_known() -> None:
 def test_plain_torch_is_not_compared_with_itself(
     kernel: bool, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (stats, stats_share):
+    for module in (parts, share):
         monkeypatch.setattr(module, "has_kernel", lambda operator: kernel)
     _, data = run("--parts=fit,share", "--n=24")
     printed = capsys.readouterr().out
@@ -247,7 +248,7 @@ def test_plain_torch_is_not_compared_with_itself(
 # What is not measured
 
 
-class _Row(StatsRow):
+class _Row(TimedRow):
     def __init__(self, raises: BaseException | None = None) -> None:
         self.raises, self.measured, self.status = raises, False, "ok"
 
@@ -264,7 +265,7 @@ class _Row(StatsRow):
 
 
 def test_what_is_not_measured_says_why() -> None:
-    rows = [_Row(), _Row(stats_row.NotMeasured("no such thing")), _Row(KeyboardInterrupt()), _Row()]
+    rows = [_Row(), _Row(NotMeasured("no such thing")), _Row(KeyboardInterrupt()), _Row()]
     measure_in_turn(rows, None, None, lambda text: None)
     assert [row.status for row in rows] == [
         "ok",
@@ -272,16 +273,16 @@ def test_what_is_not_measured_says_why() -> None:
         *["not measured: interrupted"] * 2,
     ]
     assert [row.measured for row in rows] == [True, False, False, False]
-    assert command._exit_code(rows) == 130
+    assert command_line.exit_code(rows) == 130
     measure_in_turn(late := [_Row(), _Row()], None, 1e-9, lambda text: None)
     assert [row.status for row in late] == ["not measured: not in the budget of 1e-09 s"] * 2
-    assert command._exit_code(late) == 0
+    assert command_line.exit_code(late) == 0
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (stats_row.GateError("alpha 2"), "accuracy gate failed: alpha 2"),
+        (GateError("alpha 2"), "accuracy gate failed: alpha 2"),
         (ValueError("no"), "failed: ValueError: no"),
     ],
 )
@@ -290,7 +291,7 @@ def test_what_fails_ends_with_1(error: Exception, status: str) -> None:
     measure_in_turn(rows, None, None, lambda text: None)
     assert [row.status for row in rows] == [status, "ok"]
     assert [row.measured for row in rows] == [False, True]
-    assert command._exit_code(rows) == 1
+    assert command_line.exit_code(rows) == 1
 
 
 def test_a_peer_that_is_not_installed_says_so(
@@ -319,7 +320,7 @@ def test_weights_that_are_not_installed_are_a_line(run: Any, monkeypatch: pytest
     def missing() -> list[Spectrum]:
         raise SuiteError("needs a package")
 
-    monkeypatch.setattr(stats_fit, "minilm_spectra", missing)
+    monkeypatch.setattr(fit, "minilm_spectra", missing)
     code, data = run("--parts=fit")
     assert code == 0
     assert [row["status"] for row in data["fit"] if row["spectrum"] == "MiniLM"] == [
@@ -328,8 +329,8 @@ def test_weights_that_are_not_installed_are_a_line(run: Any, monkeypatch: pytest
 
 
 def test_a_narrow_long_double_is_no_oracle(run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None) -> None:
-    monkeypatch.setattr(stats_fit, "WIDER", False)
-    monkeypatch.setattr(stats_share, "WIDER", False)
+    monkeypatch.setattr(fit, "WIDER", False)
+    monkeypatch.setattr(share, "WIDER", False)
     code, data = run("--parts=fit,share")
     assert code == 0
     assert all("not measured: the gate needs" in row["status"] for row in data["fit"] + data["share"])
@@ -431,15 +432,15 @@ def test_another_answer_of_wwfit_fails_the_gate(
     run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None
 ) -> None:
     """Where ours and the scan agree with each other but not with WWFit, somebody has to look."""
-    real = stats_peers.load_wwfit()
+    real = peers.load_wwfit()
 
     def shifted(evals: Any) -> Any:
         fit = real(evals)
         fit.alpha *= 1 + 1e-11
         return fit
 
-    peer = stats_fit.PEERS[0].__class__(**{**WWFIT.__dict__, "load": lambda: shifted})
-    monkeypatch.setattr(stats_fit, "PEERS", (peer, POWERLAW))
+    peer = fit.PEERS[0].__class__(**{**WWFIT.__dict__, "load": lambda: shifted})
+    monkeypatch.setattr(fit, "PEERS", (peer, POWERLAW))
     code, data = run("--parts=fit")
     assert code == 1
     assert all("accuracy gate failed: WWFit: spectrum 0: alpha" in row["status"] for row in data["fit"])
@@ -450,8 +451,8 @@ def test_another_answer_of_powerlaw_gets_no_ratio(run: Any, monkeypatch: pytest.
         found = scan(evals)
         return SimpleNamespace(xmin=found.xmin[-1], D=found.distance[-1], alpha=found.alpha[-1])
 
-    peer = stats_fit.PEERS[0].__class__(**{**POWERLAW.__dict__, "load": lambda: other})
-    monkeypatch.setattr(stats_fit, "PEERS", (WWFIT, peer))
+    peer = fit.PEERS[0].__class__(**{**POWERLAW.__dict__, "load": lambda: other})
+    monkeypatch.setattr(fit, "PEERS", (WWFIT, peer))
     code, data = run("--parts=fit")
     assert code == 0
     for row in data["fit"][:-1]:
@@ -466,7 +467,7 @@ def test_a_peer_that_fails_is_its_own_line(run: Any, monkeypatch: pytest.MonkeyP
         raise RuntimeError("broken")
 
     peers = [WWFIT.__class__(**{**peer.__dict__, "load": lambda: broken}) for peer in (WWFIT, POWERLAW)]
-    monkeypatch.setattr(stats_fit, "PEERS", tuple(peers))
+    monkeypatch.setattr(fit, "PEERS", tuple(peers))
     code, data = run("--parts=fit")
     assert code == 0
     for row in data["fit"]:
@@ -530,7 +531,7 @@ def test_a_wrong_p_gets_no_time(
 
 @pytest.mark.usefixtures("goodness")
 def test_p_has_to_be_near_the_plain_one_and_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats_bootstrap, "plain_p_value", lambda x, samples, g: 0.5)
+    monkeypatch.setattr(bootstrap, "plain_p_value", lambda x, samples, g: 0.5)
     allowed = p_tolerance(50, 50)
     given: list[float] = []
     monkeypatch.setattr(

@@ -19,12 +19,13 @@ from torch import Tensor
 
 import spectral_fast
 from benchmarks import __main__ as command
-from benchmarks import budget, measure
+from benchmarks import budget, command_line, measure
 from benchmarks.accuracy_gate import Gate, sample
 from benchmarks.baselines import BASELINES, Baseline
 from benchmarks.cases import Case, random_weights
 from benchmarks.measure import Row, Setting, plan_row
 from benchmarks.report import SCHEMA_VERSION, summary, summary_line, write_json
+from benchmarks.singular_values import commands
 from benchmarks.timing import (
     Contestant,
     Timing,
@@ -64,8 +65,8 @@ def same_threads_after() -> Iterator[None]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     """The command on two small cases: its exit code and what it wrote."""
-    monkeypatch.setattr(command, "build_suite", lambda *args, **options: [STACK, TALL])
-    monkeypatch.setattr(command, "gemm_rate", lambda dtype, device: 1e11)
+    monkeypatch.setattr(commands, "build_suite", lambda *args, **options: [STACK, TALL])
+    monkeypatch.setattr(command_line, "gemm_rate", lambda dtype, device: 1e11)
 
     def call(*arguments: str) -> tuple[int, dict[str, Any]]:
         file = tmp_path / "out.json"

@@ -22,18 +22,20 @@ from torch._C._autograd import DeviceType
 
 import spectral_fast
 from benchmarks import __main__ as command
-from benchmarks import gpu_device, gpu_look, gpu_plots, gpu_report
+from benchmarks import command_line
 from benchmarks.baselines import Baseline
 from benchmarks.cases import Case
-from benchmarks.gpu_cases import CaseRow, measure_case, measure_cases
-from benchmarks.gpu_chips import CHIPS
-from benchmarks.gpu_device import Gpu, KernelTime, NoGpuError, cuda_gpu, kernel_times, nvidia_smi
-from benchmarks.gpu_first_use import measure_first_use
-from benchmarks.gpu_look import kernel_stages, measure_look, measure_stages
-from benchmarks.gpu_markdown import markdown
-from benchmarks.gpu_peers import PEERS
-from benchmarks.gpu_plots import draw_all
-from benchmarks.gpu_report import run_marked_tests, verdict
+from benchmarks.gpu import commands, device, plots
+from benchmarks.gpu import report as gpu_report
+from benchmarks.gpu.cases import CaseRow, measure_case, measure_cases
+from benchmarks.gpu.chips import CHIPS
+from benchmarks.gpu.device import Gpu, KernelTime, NoGpuError, cuda_gpu, kernel_times, nvidia_smi
+from benchmarks.gpu.first_use import measure_first_use
+from benchmarks.gpu.look import LOOK_MODEL, kernel_stages, measure_look, measure_stages
+from benchmarks.gpu.markdown import markdown
+from benchmarks.gpu.peers import PEERS
+from benchmarks.gpu.plots import draw_all
+from benchmarks.gpu.report import run_marked_tests, verdict
 from benchmarks.machine import versions
 from benchmarks.suites import build_suite
 from spectral_fast.cuda import sources
@@ -382,7 +384,7 @@ def test_torch_profiler_has_what_is_read_of_it() -> None:
 
 def test_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
-    names = gpu_device._STATE
+    names = device._STATE
     tool.write_text(f"#!/bin/sh\necho '{', '.join(f'v{i}' for i in range(len(names)))}'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -458,16 +460,17 @@ def test_first_use_in_new_processes() -> None:
 def report(machine: Machine, tmp_path: Path) -> Callable[..., tuple[int, Path]]:
     """The command on small stacks: its exit code and folder."""
     patch = machine.patch
-    patch.setattr(command, "cuda_gpu", lambda: machine.gpu)
-    patch.setattr(command, "nine_models", lambda: [SQUARE, WIDE, LARGE])
-    patch.setattr(command, "gemm_rate", lambda dtype, device: 1e12)
-    patch.setattr(command, "versions", VERSIONS)
+    patch.setattr(commands, "cuda_gpu", lambda: machine.gpu)
+    patch.setattr(commands, "nine_models", lambda: [SQUARE, WIDE, LARGE])
+    for module in (command_line, commands):
+        patch.setattr(module, "gemm_rate", lambda dtype, device: 1e12)
+    patch.setattr(command_line, "versions", VERSIONS)
     patch.setattr(gpu_report, "measure_first_use", lambda device, seconds: FIRST_USE)
     patch.setattr(gpu_report, "run_marked_tests", lambda seconds: PASSED)
 
     def call(*arguments: str, pictures: bool = False) -> tuple[int, Path]:
         if not pictures:
-            patch.setattr(gpu_plots, "draw_all", lambda data, folder: {})
+            patch.setattr(plots, "draw_all", lambda data, folder: {})
         folder = tmp_path / "a" / "report"
         return command.main(["gpu-report", f"--out={folder}", *arguments]), folder
 
@@ -621,7 +624,7 @@ def test_without_cuda_the_command_stops(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_folder_that_cannot_be(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine.patch.setattr(command, "cuda_gpu", lambda: machine.gpu)
+    machine.patch.setattr(commands, "cuda_gpu", lambda: machine.gpu)
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as raised:
         command.main(["gpu-report", f"--out={tmp_path / 'file' / 'report'}"])
@@ -630,7 +633,7 @@ def test_a_folder_that_cannot_be(
 
 
 def test_missing_matplotlib_is_told_first(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    machine.patch.setattr(command, "cuda_gpu", lambda: machine.gpu)
+    machine.patch.setattr(commands, "cuda_gpu", lambda: machine.gpu)
     machine.patch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit) as raised:
         command.main(["gpu-report"])
@@ -642,5 +645,5 @@ def test_the_suite_is_the_nine_models() -> None:
     cases = gpu_report.nine_models()
     assert [(c.count, c.m, c.n) for c in cases] == [(c.count, c.m, c.n) for c in build_suite("nine-models")]
     assert {case.calls for case in cases} == {("batch",)}
-    look = [case for case in cases if gpu_look.LOOK_MODEL in case.models]
+    look = [case for case in cases if LOOK_MODEL in case.models]
     assert sum(case.count * case.stacks for case in look) == 72
