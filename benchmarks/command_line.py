@@ -58,7 +58,8 @@ def add_command(
         help=help,
         description=description,
         epilog=exit_codes,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # The codes are a table; a description alone is wrapped.
+        formatter_class=argparse.RawDescriptionHelpFormatter if exit_codes else argparse.HelpFormatter,
     )
     parser.set_defaults(run=run, **defaults)
     return parser
