@@ -8,6 +8,7 @@ would also see torch's own import made slower by ours; it is as noisy as torch's
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -16,13 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command_line
+from benchmarks.command_line import EXIT_FAILED, EXIT_OK, at_least
+from benchmarks.machine import ROOT
+from benchmarks.report import write_json
 from benchmarks.timing import Spread, spread
 
 # The aim: seconds beyond torch's import.
 LIMIT = 50e-3
 LEAST_PAIRS = 15
 
-_ROOT = Path(__file__).parent.parent
 _SCRIPT = """\
 import json, sys, time
 start = time.perf_counter()
@@ -79,7 +83,7 @@ def _sample(imports: str) -> tuple[float, float]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, imports],
-        cwd=_ROOT,
+        cwd=ROOT,
         env=environment,
         check=True,
         stdout=subprocess.PIPE,
@@ -107,3 +111,28 @@ def import_document(found: ImportTime, facts: dict[str, Any]) -> dict[str, Any]:
     """Every sample and what it depends on."""
     figures = {"beyond": asdict(found.beyond), "difference": asdict(found.difference), "limit": LIMIT}
     return {**facts, "seconds": asdict(found), **figures, "failed": found.failed}
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of ``python -m benchmarks``."""
+    parser = command_line.add_command(
+        commands,
+        "import-time",
+        _run,
+        help="what `import spectral_fast` takes beyond `import torch`",
+        description="Time both imports in fresh interpreters, alternating. Exit code 1: above 50 ms.",
+        exit_codes=None,
+    )
+    option = parser.add_argument
+    option(
+        "--pairs", type=at_least(LEAST_PAIRS), default=LEAST_PAIRS, metavar="N", help="of interpreters (15)"
+    )
+    option("--json", type=Path, metavar="FILE", help="write every sample")
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    found = measure_import(arguments.pairs)
+    if arguments.json is not None:
+        write_json(arguments.json, import_document(found, command_line.facts(arguments)))
+    print(import_text(found))
+    return EXIT_FAILED if found.failed else EXIT_OK

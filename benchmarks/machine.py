@@ -18,6 +18,8 @@ import torch
 import spectral_fast
 from benchmarks.timing import cuda_clock, host_clock
 
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+
 GEMM_SIZE = 2048
 GEMM_REPEATS = 5
 _PACKAGES = ("numpy", "scipy", "cupy", "triton")
@@ -79,12 +81,8 @@ def versions() -> dict[str, Any]:
     found["git_commit"] = commit
     found["git_modified"] = bool(_git("status", "--porcelain")) if commit else None
     # The commit says nothing about a package installed elsewhere.
-    found["package_in_checkout"] = _root(spectral_fast.__file__) == _root(__file__)
+    found["package_in_checkout"] = Path(spectral_fast.__file__).resolve().parents[1] == ROOT
     return found
-
-
-def _root(file: str) -> Path:
-    return Path(file).resolve().parents[1]
 
 
 def _module_version(module: str) -> str | None:
@@ -99,7 +97,7 @@ def _module_version(module: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    command = ["git", "-C", str(ROOT), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

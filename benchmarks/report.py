@@ -8,7 +8,7 @@ import os
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +216,10 @@ def _error(row: Row, measurement: Measurement | None) -> str:
             return ""
         return f"{gate.error:.2f} / {gate.allowed:.2g}"
     return "" if measurement.error is None else f"{measurement.error:.2f}"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A markdown table; the first `left` columns are text, the others numbers."""
+    count = len(headings)
+    rule = ["---" if place < left else "---:" for place in range(count)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (headings, rule, *rows))

@@ -3,6 +3,8 @@
 The operations and shapes that ``python -m benchmarks base`` watches, up to 3072 rows and columns, and each
 stage of one matrix by the clocks in the kernels. Figures to quote come from ``python -m benchmarks``, which
 checks values first and times torch beside ours.
+
+pytest-benchmark compares saved runs by the path and name of a test: this file stays where it is.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.stage_ratios import STAGED
-from benchmarks.stages import stages_of
-from benchmarks.watched import Operation, matrices, operations
+from benchmarks.regression.stage_ratios import STAGED
+from benchmarks.regression.watched import Operation, matrices, operations
+from benchmarks.singular_values.stages import stages_of
 
 pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
 

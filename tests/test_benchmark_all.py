@@ -13,18 +13,21 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import all as report
-from benchmarks import all_sections, commands_all, conditioning, memory, readme, timing, tracking
-from benchmarks.all import NAMES, SECTIONS, Section, verdict
-from benchmarks.all_markdown import markdown
-from benchmarks.all_plots import draw_all
-from benchmarks.all_sizes import DEFAULT, FULL, Sizes
-from benchmarks.all_tables import TABLES
-from benchmarks.conditioning import METHODS, conditioned, measure_conditioning
-from benchmarks.growth import thread_counts
-from benchmarks.operations import operations
-from benchmarks.readme import MEASURED, README, ReadmeError, compact, rewritten
-from benchmarks.stats_row import measure_in_turn
+from benchmarks import timing
+from benchmarks.rows import measure_in_turn
+from benchmarks.singular_values import conditioning, memory
+from benchmarks.singular_values.conditioning import METHODS, conditioned, measure_conditioning
+from benchmarks.singular_values.growth import thread_counts
+from benchmarks.training import monitor, tracking
+from benchmarks.whole import commands as whole_commands
+from benchmarks.whole import readme, report, sections
+from benchmarks.whole.markdown import markdown
+from benchmarks.whole.operations import operations
+from benchmarks.whole.plots import draw_all
+from benchmarks.whole.readme import MEASURED, README, ReadmeError, compact, rewritten
+from benchmarks.whole.report import NAMES, SECTIONS, Section, verdict
+from benchmarks.whole.sizes import DEFAULT, FULL, Sizes
+from benchmarks.whole.tables import TABLES
 from examples import train_gpt
 from examples.train_gpt import Size
 
@@ -60,11 +63,11 @@ QUICK = ("growth", "batches", "float64", "threads", "conditioning", "stages", "m
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     """The command: its exit code and what it wrote into the folder."""
-    monkeypatch.setattr(commands_all, "DEFAULT", TINY)
+    monkeypatch.setattr(whole_commands, "DEFAULT", TINY)
     monkeypatch.setattr(memory, "METHODS", ("ours",))  # a process each
     monkeypatch.setattr(report, "gemm_rate", lambda dtype, device: 1e11)
-    monkeypatch.setattr(all_sections, "gemm_rate", lambda dtype, device: 1e11)
-    monkeypatch.setattr(all_sections, "_nine_models", lambda sizes, max_n: all_sections.size_cases([12]))
+    monkeypatch.setattr(sections, "gemm_rate", lambda dtype, device: 1e11)
+    monkeypatch.setattr(sections, "_nine_models", lambda sizes, max_n: sections.size_cases([12]))
 
     def call(*arguments: str) -> tuple[int, dict[str, Any]]:
         code = command.main(["all", f"--out={tmp_path}", *arguments])
@@ -135,7 +138,7 @@ def test_another_file_is_not_overwritten(
     assert "is no report of this command" in capsys.readouterr().err
 
 
-def sections(*measures: Callable[..., dict[str, Any]]) -> tuple[Section, ...]:
+def three_sections(*measures: Callable[..., dict[str, Any]]) -> tuple[Section, ...]:
     return tuple(
         Section(one.name, one.title, one.share, m) for one, m in zip(SECTIONS, measures, strict=False)
     )
@@ -148,8 +151,8 @@ def test_ctrl_c_keeps_what_is_measured(run: Any, monkeypatch: pytest.MonkeyPatch
     def measured(scope: Any) -> Any:
         return {"status": "ok", "rows": []}
 
-    monkeypatch.setattr(report, "SECTIONS", sections(measured, interrupted, measured))
-    monkeypatch.setattr(commands_all, "NAMES", NAMES[:3])
+    monkeypatch.setattr(report, "SECTIONS", three_sections(measured, interrupted, measured))
+    monkeypatch.setattr(whole_commands, "NAMES", NAMES[:3])
     code, data = run(f"--sections={','.join(NAMES[:3])}")
     assert code == 130
     assert [one["status"] for one in data["sections"].values()] == [
@@ -183,7 +186,7 @@ def test_a_section_that_fails_ends_with_1_and_the_others_are_measured(
     def measured(scope: Any) -> Any:
         return {"status": "ok", "rows": []}
 
-    monkeypatch.setattr(report, "SECTIONS", sections(broken, wrong, measured))
+    monkeypatch.setattr(report, "SECTIONS", three_sections(broken, wrong, measured))
     code, data = run(f"--sections={','.join(NAMES[:3])}")
     assert code == 1
     assert data["status"] == "minilm: failed: RuntimeError: broken; nine-models: accuracy gate failed: off"
@@ -197,7 +200,7 @@ def test_time_that_is_left_goes_to_later_sections(run: Any, monkeypatch: pytest.
         given.append(scope.seconds)
         return {"status": "ok", "rows": []}
 
-    monkeypatch.setattr(report, "SECTIONS", sections(measured, measured, measured))
+    monkeypatch.setattr(report, "SECTIONS", three_sections(measured, measured, measured))
     run(f"--sections={','.join(NAMES[:3])}", "--max-seconds=100")
     usable, shares = 90, [one.share for one in SECTIONS[:3]]
     assert given[0] == pytest.approx(usable * shares[0] / sum(shares), abs=2)
@@ -285,17 +288,16 @@ def test_a_process_that_fails_or_takes_too_long_is_a_line(monkeypatch: pytest.Mo
 
 
 def test_tracking_and_monitor_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import monitor
 
     text = train_gpt.corpus()[: 2**18].clone()
     for module in (tracking, monitor):
         monkeypatch.setattr(module, "corpus", lambda: text)
-    scope = all_sections.Scope(TINY, 1e-3, 1, {}, lambda text: None)
-    monkeypatch.setattr(all_sections, "_EVERY", 5)
-    found = all_sections.tracking(scope)
+    scope = sections.Scope(TINY, 1e-3, 1, {}, lambda text: None)
+    monkeypatch.setattr(sections, "_EVERY", 5)
+    found = sections.tracking(scope)
     assert (found["status"], found["steps"], TINY.tracking_steps) == ("ok", 5, 25)
     assert {one["statistic"] for one in found["summary"]} >= {"spectral_norm", "alpha_hill"}
-    watched = all_sections.monitor(scope)
+    watched = sections.monitor(scope)
     assert (watched["status"], len(watched["stretches"])) == ("ok", 4)
     assert watched["by_difference"] is not None
     for name, section in (("tracking", found), ("monitor", watched)):
@@ -307,7 +309,7 @@ def test_tracking_and_monitor_end_in_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_operations_without_a_suite() -> None:
-    found = all_sections.other_operations(all_sections.Scope(TINY, 60.0, 1, {}, lambda text: None))
+    found = sections.other_operations(sections.Scope(TINY, 60.0, 1, {}, lambda text: None))
     assert [row["status"] for row in found["rows"]] == ["ok"] * 5
     assert len(TABLES["operations"][0](found).splitlines()) == 2 + 5
 
@@ -345,7 +347,7 @@ def test_a_figure_changed_by_hand_is_seen(
     place = text.index(" ms | ", start)
     other = tmp_path / "README.md"
     other.write_text(text[:place] + "1" + text[place:], encoding="utf-8")
-    monkeypatch.setattr(commands_all, "README", other)
+    monkeypatch.setattr(whole_commands, "README", other)
     assert command.main(["readme", "--check"]) == 1
     assert "README differs" in capsys.readouterr().err
     other.write_text(text, encoding="utf-8")

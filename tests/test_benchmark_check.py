@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import regression, stage_ratios
-from benchmarks.regression import PROCESSES, StoredError, judge, load, store
-from benchmarks.stages import Stages, stages_of
+from benchmarks.regression import check, commands, stage_ratios
+from benchmarks.regression.check import PROCESSES, StoredError, judge, load, store
+from benchmarks.singular_values.stages import Stages, stages_of
 from benchmarks.timing import Spread, spread
 
 CASE = "128x128"
@@ -33,14 +33,14 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def one_process(cases: Sequence[str]) -> dict[str, float]:
         return {name: ratio for name, ratio in now.items() if name.rpartition(" ")[0] in cases}
 
-    monkeypatch.setattr(regression, "one_process", one_process)
+    monkeypatch.setattr(check, "one_process", one_process)
     return now
 
 
 @pytest.fixture
 def file(tmp_path: Path, figures: dict[str, float]) -> Path:
     path = tmp_path / "measured/ratios.json"
-    store(path, regression.measure(stage_ratios.CASES, quiet), {})
+    store(path, check.measure(stage_ratios.CASES, quiet), {})
     return path
 
 
@@ -72,7 +72,7 @@ def test_slower_once_is_not_lost(
     """The second measurement is of the case in question, no other."""
     figures["384x384 band"] *= 2
     asked: list[tuple[str, ...]] = []
-    right = regression.one_process
+    right = check.one_process
 
     def recovers(cases: Sequence[str]) -> dict[str, float]:
         asked.append(tuple(cases))
@@ -81,7 +81,7 @@ def test_slower_once_is_not_lost(
             return {**right(cases), "384x384 band": 0.2}
         return right(cases)
 
-    monkeypatch.setattr(regression, "one_process", recovers)
+    monkeypatch.setattr(check, "one_process", recovers)
     verdicts = {verdict.name: verdict for verdict in judge(load(file), quiet)}
     assert asked == [stage_ratios.CASES] * PROCESSES + [("384x384",)] * PROCESSES
     assert verdicts["384x384 band"].again is not None
@@ -92,8 +92,8 @@ def test_slower_once_is_not_lost(
 def test_the_spread_is_given_the_benefit() -> None:
     stored = spread([1.0, 1.0, 1.1, 1.2, 1.2])
     found = spread([1.25, 1.3, 1.4, 1.4, 1.4])  # 27 % more in the median, but quartiles of 1.2 and 1.3
-    assert not regression.slower(found, stored)
-    assert regression.slower(Spread(1.4, 1.3, 1.33, 1.4, 1.5), stored)
+    assert not check.slower(found, stored)
+    assert check.slower(Spread(1.4, 1.3, 1.33, 1.4, 1.5), stored)
 
 
 @pytest.mark.parametrize(("name", "other"), [("cpu", "Another CPU"), ("isa", "none"), ("torch", "1.0")])
@@ -103,7 +103,7 @@ def test_ratios_of_another_machine_are_not_judged(
     def never(cases: Sequence[str]) -> dict[str, float]:
         raise AssertionError("measured in vain")
 
-    monkeypatch.setattr(regression, "one_process", never)
+    monkeypatch.setattr(check, "one_process", never)
     data = json.loads(file.read_text(encoding="utf-8"))
     data["here"][name] = other
     file.write_text(json.dumps(data), encoding="utf-8")
@@ -146,9 +146,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, planted: float) -> None:
 
     monkeypatch.setattr(stage_ratios, "stages_of", slowed)
     monkeypatch.setattr(stage_ratios, "REPEATS", 5)
-    monkeypatch.setattr(regression, "CASES", (CASE,))
-    monkeypatch.setattr(regression, "PROCESSES", 2)
-    monkeypatch.setattr(regression, "one_process", lambda cases: stage_ratios.ratios(cases))
+    monkeypatch.setattr(check, "CASES", (CASE,))
+    monkeypatch.setattr(check, "PROCESSES", 2)
+    monkeypatch.setattr(check, "one_process", lambda cases: stage_ratios.ratios(cases))
 
 
 def test_a_slow_stage_in_a_real_measurement(
@@ -158,7 +158,7 @@ def test_a_slow_stage_in_a_real_measurement(
     torch.set_num_threads(1)
     in_this_process(monkeypatch, 1.0)
     path = tmp_path / "ratios.json"
-    store(path, regression.measure(regression.CASES, quiet), {})
+    store(path, check.measure(check.CASES, quiet), {})
     stored = load(path)
     assert set(stored) == {f"{CASE} {name}" for name in (*STAGES, "svdvals", "stats")}
     inside = sum(stored[f"{CASE} {stage}"].median for stage in STAGES)
@@ -173,8 +173,8 @@ def test_the_command_in_processes_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stored ratio of one stage is doctored to a third: that one is flagged, no other."""
-    monkeypatch.setattr(regression, "CASES", (CASE,))
-    monkeypatch.setattr(command.commands_regress, "CASES", (CASE,))
+    monkeypatch.setattr(check, "CASES", (CASE,))
+    monkeypatch.setattr(commands, "CASES", (CASE,))
     path = tmp_path / "ratios.json"
     assert command.main(["check", "--write", f"--against={path}"]) == 0
     data = json.loads(path.read_text(encoding="utf-8"))

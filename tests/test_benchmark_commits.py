@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import commits
-from benchmarks.commits import CommitError, CommitRow, WorkerError
-from benchmarks.watched import MATRIX_KINDS, Operation, operations
+from benchmarks.regression import commands, commits
+from benchmarks.regression.commits import CommitError, CommitRow, WorkerError
+from benchmarks.regression.watched import MATRIX_KINDS, Operation, operations
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +79,7 @@ def worktrees(folder: Path) -> int:
 def test_another_commit(
     repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commits, "ROOT", repository)
+    monkeypatch.setattr(commands, "ROOT", repository)
     monkeypatch.setattr(commits, "PAIR_SECONDS", 0.01)
     file = tmp_path / "out.json"
     code = command.main(["base", "older", "--shapes=64x48", "--threads=1", f"--json={file}"])
@@ -120,7 +120,7 @@ def test_a_commit_that_cannot_be_measured(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(commits, "ROOT", repository)
+    monkeypatch.setattr(commands, "ROOT", repository)
     assert command.main(["base", "--shapes=8", "--", ref]) == 2
     assert message in capsys.readouterr().err
     assert worktrees(repository) == 1

@@ -13,9 +13,10 @@ import torch
 
 import spectral_fast
 from benchmarks import __main__ as command
-from benchmarks import stages
+from benchmarks import command_line
 from benchmarks.cases import Case, random_weights
-from benchmarks.stages import StagesRow, measure_shapes, measure_stages, stages_of
+from benchmarks.singular_values import commands, stages
+from benchmarks.singular_values.stages import StagesRow, measure_shapes, measure_stages, stages_of
 from spectral_fast import _cpu
 
 TWO_STAGES = ["load", "band", "bidiagonal", "values"]
@@ -25,7 +26,8 @@ DIRECT = ["load", "bidiagonal", "values"]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     """The command: its exit code and what it wrote."""
-    monkeypatch.setattr(command, "gemm_rate", lambda dtype, device: 1e11)
+    for module in (command_line, commands):
+        monkeypatch.setattr(module, "gemm_rate", lambda dtype, device: 1e11)
 
     def call(*arguments: str) -> tuple[int, dict[str, Any]]:
         file = tmp_path / "out.json"
@@ -164,9 +166,16 @@ def test_what_is_not_measured_is_listed() -> None:
     assert [row.status for row in rows] == ["not measured: not in the budget of 1e-09 s"] * 3
 
 
-@pytest.mark.parametrize("shapes", ["", "0", "512x", "x3", "4x5x6", "a"])
-def test_bad_shapes(shapes: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        *((shapes, "not a whole number") for shapes in ("", "0", "512x", "x3", "a")),
+        ("4x5x6", "has a stack"),
+        ("4x5x6x7", "is no shape"),
+    ],
+)
+def test_bad_shapes(shapes: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         command.main(["stages", f"--shapes={shapes}"])
     assert raised.value.code == 2
-    assert "not a whole number" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,39 +1,33 @@
-"""``python -m benchmarks stats``: what it refuses to time, what it calls right, what it writes down."""
+"""``python -m benchmarks stats``: what it writes down, what it calls right, what is not measured."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-import spectral_fast
 from benchmarks import __main__ as command
-from benchmarks import stats, stats_bootstrap, stats_fit, stats_peers, stats_row, stats_share
-from benchmarks.cases import Case
-from benchmarks.spectra import ZOO, Spectrum, draw
-from benchmarks.stats_bootstrap import BootstrapRow, p_tolerance, plain_p_value
-from benchmarks.stats_fit import FitRow, fit_summary
-from benchmarks.stats_gate import check_fields, check_fits, scan
-from benchmarks.stats_peers import POWERLAW, WWFIT
-from benchmarks.stats_row import StatsRow, Target, blas_threads, measure_in_turn
-from benchmarks.stats_share import ShareRow, has_kernel
+from benchmarks import command_line
+from benchmarks.rows import GateError, NotMeasured, Target, TimedRow, blas_threads, measure_in_turn
+from benchmarks.statistics import bootstrap, fit, parts, share
+from benchmarks.statistics.fit import FitRow, fit_summary
+from benchmarks.statistics.peers import WWFIT
+from benchmarks.statistics.share import has_kernel
+from benchmarks.statistics.spectra import ZOO, Spectrum
 from benchmarks.suites import SuiteError
+from tests.benchmark_runs import N, quick_goodness, refuse_clocks, stats_command
 
 ROOT = Path(__file__).parents[1]
-N = 40
 
 
 @pytest.fixture(autouse=True)
@@ -46,42 +40,17 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """The command at a small size, on few spectra: its exit code and what it wrote."""
-    monkeypatch.setattr(command, "gemm_rate", lambda dtype, device: 1e11)
-    monkeypatch.setattr(stats_fit, "ZOO", {name: ZOO[name] for name in ("Pareto 2.5", "uniform")})
-    monkeypatch.setattr(stats_fit, "minilm_spectra", list)
-    monkeypatch.setattr(stats_fit, "BATCH", 3)
-    monkeypatch.setattr(stats_share, "COUNT_MOST", 3)
-
-    def call(*arguments: str) -> tuple[int, dict[str, Any]]:
-        file = tmp_path / "out.json"
-        code = command.main(["stats", f"--n={N}", "--repeats=5", f"--json={file}", *arguments])
-        return code, json.loads(file.read_text(encoding="utf-8"))
-
-    return call
-
-
-def bootstrap_stand_in(evals: Tensor, *, n_samples: int, generator: torch.Generator) -> Any:
-    """A right p-value by other means, drawn from the given generator."""
-    seed = int(torch.randint(1 << 30, (), generator=generator))
-    p = plain_p_value(evals.numpy(), min(n_samples, 50), np.random.default_rng(seed))
-    return SimpleNamespace(p_value=torch.tensor(p))
+    return stats_command(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def goodness(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spectral_fast, "goodness_of_fit", bootstrap_stand_in)
-    monkeypatch.setattr(stats_bootstrap, "GATE_SAMPLES", 50)
-    monkeypatch.setattr(stats_bootstrap, "SAMPLES", 50)
+    quick_goodness(monkeypatch)
 
 
 @pytest.fixture
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("timed before the gate")
-
-    for part in (stats_fit, stats_share, stats_bootstrap):
-        monkeypatch.setattr(part, "interleave", refuse)
+    refuse_clocks(monkeypatch)
 
 
 # The run
@@ -158,15 +127,15 @@ def test_json_has_every_sample_and_what_it_depends_on(run: Any, goodness: None, 
         assert row["status"] == "ok"
         assert 0 <= row["p_value"] <= 1
         assert len(row["ours"]["seconds"]) == 5
-        assert row["extrapolated"]["from_samples"] == stats_bootstrap.PEER_SAMPLES
+        assert row["extrapolated"]["from_samples"] == bootstrap.PEER_SAMPLES
         assert row["extrapolated"]["ratio"]["median"] > 0
 
 
 def test_targets_are_printed_next_to_what_was_reached(
     run: Any, goodness: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stats_share, "TARGET", 1e-9)
-    monkeypatch.setattr(stats_bootstrap, "TARGET_SECONDS", 1e4)
+    monkeypatch.setattr(share, "TARGET", 1e-9)
+    monkeypatch.setattr(bootstrap, "TARGET_SECONDS", 1e4)
     code, data = run()
     assert code == 0  # a missed target is a measurement
     printed = capsys.readouterr().out
@@ -184,12 +153,12 @@ def test_targets_are_printed_next_to_what_was_reached(
 
 def test_summary_is_of_single_spectra_by_size_and_peer() -> None:
     def timing(*seconds: float) -> Any:
-        return stats_fit.Timing("", None, seconds=list(seconds))
+        return fit.Timing("", None, seconds=list(seconds))
 
     def row(name: str, n: int, ratio: float, count: int = 1) -> FitRow:
         found = FitRow(name, n, list, (WWFIT,), 1, count)
         ours, theirs = timing(1, 1, 1), timing(ratio, ratio, ratio)
-        found.comparisons.append(stats_fit.Comparison(WWFIT, ours=ours, theirs=theirs))
+        found.comparisons.append(fit.Comparison(WWFIT, ours=ours, theirs=theirs))
         return found
 
     rows = [row("a", 20, 40), row("b", 20, 31), row("c", 20, 500), row("d", 30, 29), row("e", 30, 1, count=2)]
@@ -234,7 +203,7 @@ def test_an_operator_without_a_kernel_is_known() -> None:
 def test_plain_torch_is_not_compared_with_itself(
     kernel: bool, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (stats, stats_share):
+    for module in (parts, share):
         monkeypatch.setattr(module, "has_kernel", lambda operator: kernel)
     _, data = run("--parts=fit,share", "--n=24")
     printed = capsys.readouterr().out
@@ -247,7 +216,7 @@ def test_plain_torch_is_not_compared_with_itself(
 # What is not measured
 
 
-class _Row(StatsRow):
+class _Row(TimedRow):
     def __init__(self, raises: BaseException | None = None) -> None:
         self.raises, self.measured, self.status = raises, False, "ok"
 
@@ -264,7 +233,7 @@ class _Row(StatsRow):
 
 
 def test_what_is_not_measured_says_why() -> None:
-    rows = [_Row(), _Row(stats_row.NotMeasured("no such thing")), _Row(KeyboardInterrupt()), _Row()]
+    rows = [_Row(), _Row(NotMeasured("no such thing")), _Row(KeyboardInterrupt()), _Row()]
     measure_in_turn(rows, None, None, lambda text: None)
     assert [row.status for row in rows] == [
         "ok",
@@ -272,16 +241,16 @@ def test_what_is_not_measured_says_why() -> None:
         *["not measured: interrupted"] * 2,
     ]
     assert [row.measured for row in rows] == [True, False, False, False]
-    assert command._exit_code(rows) == 130
+    assert command_line.exit_code(rows) == 130
     measure_in_turn(late := [_Row(), _Row()], None, 1e-9, lambda text: None)
     assert [row.status for row in late] == ["not measured: not in the budget of 1e-09 s"] * 2
-    assert command._exit_code(late) == 0
+    assert command_line.exit_code(late) == 0
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (stats_row.GateError("alpha 2"), "accuracy gate failed: alpha 2"),
+        (GateError("alpha 2"), "accuracy gate failed: alpha 2"),
         (ValueError("no"), "failed: ValueError: no"),
     ],
 )
@@ -290,7 +259,7 @@ def test_what_fails_ends_with_1(error: Exception, status: str) -> None:
     measure_in_turn(rows, None, None, lambda text: None)
     assert [row.status for row in rows] == [status, "ok"]
     assert [row.measured for row in rows] == [False, True]
-    assert command._exit_code(rows) == 1
+    assert command_line.exit_code(rows) == 1
 
 
 def test_a_peer_that_is_not_installed_says_so(
@@ -319,7 +288,7 @@ def test_weights_that_are_not_installed_are_a_line(run: Any, monkeypatch: pytest
     def missing() -> list[Spectrum]:
         raise SuiteError("needs a package")
 
-    monkeypatch.setattr(stats_fit, "minilm_spectra", missing)
+    monkeypatch.setattr(fit, "minilm_spectra", missing)
     code, data = run("--parts=fit")
     assert code == 0
     assert [row["status"] for row in data["fit"] if row["spectrum"] == "MiniLM"] == [
@@ -328,8 +297,8 @@ def test_weights_that_are_not_installed_are_a_line(run: Any, monkeypatch: pytest
 
 
 def test_a_narrow_long_double_is_no_oracle(run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None) -> None:
-    monkeypatch.setattr(stats_fit, "WIDER", False)
-    monkeypatch.setattr(stats_share, "WIDER", False)
+    monkeypatch.setattr(fit, "WIDER", False)
+    monkeypatch.setattr(share, "WIDER", False)
     code, data = run("--parts=fit,share")
     assert code == 0
     assert all("not measured: the gate needs" in row["status"] for row in data["fit"] + data["share"])
@@ -350,200 +319,3 @@ def test_blas_threads_are_limited_or_a_note_says_they_are_not(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with blas_threads(1) as note:
         assert "not limited" in note
-
-
-# Wrong values
-
-
-def _other_alpha(right: Any) -> Any:
-    return right._replace(alpha=right.alpha * (1 + 1e-11))
-
-
-def _other_distance(right: Any) -> Any:
-    return right._replace(ks_distance=right.ks_distance + 1e-12)
-
-
-def _other_tail(right: Any) -> Any:
-    return right._replace(n_tail=right.n_tail + 1)
-
-
-def _not_a_number(right: Any) -> Any:
-    return right._replace(alpha_stderr=right.alpha_stderr * math.nan)
-
-
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        (_other_alpha, "alpha"),
-        (_other_distance, "ks_distance"),
-        (_other_tail, "n_tail"),
-        (_not_a_number, "alpha_stderr"),
-    ],
-)
-def test_a_wrong_fit_gets_no_time(
-    change: Any,
-    name: str,
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    no_clock: None,
-) -> None:
-    right = spectral_fast.fit_powerlaw
-    monkeypatch.setattr(spectral_fast, "fit_powerlaw", lambda evals: change(right(evals)))
-    code, data = run("--parts=fit")
-    assert code == 1
-    for row in data["fit"]:
-        assert row["status"].startswith(f"accuracy gate failed: spectrum 0: {name} ")
-        assert row["comparisons"] == []
-        assert not row["gate"]["holds"]
-    printed = capsys.readouterr().out
-    assert not any(f" {unit} " in printed for unit in ("µs", "ms", "s"))
-
-
-def test_the_fit_at_another_xmin_gets_no_time(
-    run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None
-) -> None:
-    """The best but one: right values of a wrong answer."""
-
-    def second_best(evals: Tensor) -> Any:
-        found = [scan(row) for row in evals.reshape(-1, N).numpy()]
-        xmin = torch.tensor([one.fit(int(np.argsort(one.distance)[1])).xmin for one in found])
-        return right(evals, xmin=xmin.double().reshape(evals.shape[:-1]))
-
-    right = spectral_fast.fit_powerlaw
-    monkeypatch.setattr(spectral_fast, "fit_powerlaw", second_best)
-    code, data = run("--parts=fit")
-    assert code == 1
-    assert all("accuracy gate failed: spectrum 0: xmin" in row["status"] for row in data["fit"])
-
-
-def test_one_wrong_fit_of_a_batch_is_found() -> None:
-    evals = [draw("Pareto 2.5", N, number).evals for number in range(4)]
-    scans = [scan(one) for one in evals]
-    right = spectral_fast.fit_powerlaw(torch.from_numpy(np.stack(evals)))
-    assert check_fits(right, scans).holds
-    wrong = right._replace(alpha=right.alpha * torch.tensor([1, 1, 1, 1.0001]))
-    assert check_fits(wrong, scans).failure.startswith("spectrum 3: alpha ")
-    assert check_fits(right, scans[:3]).failure == "4 fits for 3 spectra"
-
-
-def test_another_answer_of_wwfit_fails_the_gate(
-    run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None
-) -> None:
-    """Where ours and the scan agree with each other but not with WWFit, somebody has to look."""
-    real = stats_peers.load_wwfit()
-
-    def shifted(evals: Any) -> Any:
-        fit = real(evals)
-        fit.alpha *= 1 + 1e-11
-        return fit
-
-    peer = stats_fit.PEERS[0].__class__(**{**WWFIT.__dict__, "load": lambda: shifted})
-    monkeypatch.setattr(stats_fit, "PEERS", (peer, POWERLAW))
-    code, data = run("--parts=fit")
-    assert code == 1
-    assert all("accuracy gate failed: WWFit: spectrum 0: alpha" in row["status"] for row in data["fit"])
-
-
-def test_another_answer_of_powerlaw_gets_no_ratio(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def other(evals: Any) -> Any:
-        found = scan(evals)
-        return SimpleNamespace(xmin=found.xmin[-1], D=found.distance[-1], alpha=found.alpha[-1])
-
-    peer = stats_fit.PEERS[0].__class__(**{**POWERLAW.__dict__, "load": lambda: other})
-    monkeypatch.setattr(stats_fit, "PEERS", (WWFIT, peer))
-    code, data = run("--parts=fit")
-    assert code == 0
-    for row in data["fit"][:-1]:
-        wwfit, powerlaw = row["comparisons"]
-        assert wwfit["status"] == "ok"
-        assert powerlaw["status"].startswith("another answer: spectrum 0: its xmin is ")
-        assert "ratio" not in powerlaw
-
-
-def test_a_peer_that_fails_is_its_own_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(evals: Any) -> Any:
-        raise RuntimeError("broken")
-
-    peers = [WWFIT.__class__(**{**peer.__dict__, "load": lambda: broken}) for peer in (WWFIT, POWERLAW)]
-    monkeypatch.setattr(stats_fit, "PEERS", tuple(peers))
-    code, data = run("--parts=fit")
-    assert code == 0
-    for row in data["fit"]:
-        assert row["status"] == "ok"
-        assert {one["status"] for one in row["comparisons"]} == {"failed: RuntimeError: broken"}
-
-
-def _changed_field(name: str) -> Callable[[Any], Any]:
-    def change(right: Any) -> Any:
-        fields = {**right.__dict__, name: getattr(right, name) * (1 + 1e-9)}
-        return type(right)(**fields)
-
-    return change
-
-
-@pytest.mark.parametrize("field", ["effective_rank", "alpha", "mp_edge", "xmin"])
-@pytest.mark.parametrize("function", ["spectral_stats", "stats_from_svdvals"])
-def test_wrong_statistics_get_no_share(
-    function: str, field: str, run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None
-) -> None:
-    right, change = getattr(spectral_fast, function), _changed_field(field)
-    monkeypatch.setattr(spectral_fast, function, lambda *args, **kwargs: change(right(*args, **kwargs)))
-    code, data = run("--parts=share", "--n=24")
-    assert code == 1
-    for row in data["share"]:
-        assert row["status"].startswith(f"accuracy gate failed: {function}: matrix 0: {field} is ")
-        assert row["methods"] == []
-
-
-def test_wrong_values_get_no_share(run: Any, monkeypatch: pytest.MonkeyPatch, no_clock: None) -> None:
-    right = spectral_fast.svdvals
-    monkeypatch.setattr(spectral_fast, "svdvals", lambda A: right(A) * 1.001)
-    code, data = run("--parts=share")
-    assert code == 1
-    assert all(row["status"].startswith("accuracy gate failed: ") for row in data["share"])
-    monkeypatch.setattr(spectral_fast, "svdvals", lambda A: torch.nextafter(right(A), torch.tensor(0.0)))
-    row = ShareRow(Case(N, N, 2, calls=("batch",)), torch.float32, 1)
-    measure_in_turn([row], 5, None, lambda text: None)
-    assert row.status == "accuracy gate failed: spectral_stats has other values than svdvals"
-
-
-def test_wrong_n_tail_is_wrong() -> None:
-    S = torch.from_numpy(np.sqrt(draw("Pareto 2.5", N).evals))[None]
-    right = spectral_fast.stats_from_svdvals(S, shape=(N, N))
-    assert check_fields(right, S, (N, N), 0) == ""
-    right.n_tail.add_(1)
-    assert check_fields(right, S, (N, N), 0).startswith("matrix 0: n_tail is ")
-
-
-def test_a_wrong_p_gets_no_time(
-    run: Any, goodness: None, monkeypatch: pytest.MonkeyPatch, no_clock: None
-) -> None:
-    def complement(evals: Tensor, **kwargs: Any) -> Any:
-        return SimpleNamespace(p_value=torch.tensor(math.nan))
-
-    monkeypatch.setattr(spectral_fast, "goodness_of_fit", complement)
-    code, data = run("--parts=bootstrap")
-    assert code == 1
-    assert all(row["status"].startswith("accuracy gate failed: p is nan") for row in data["bootstrap"])
-
-
-@pytest.mark.usefixtures("goodness")
-def test_p_has_to_be_near_the_plain_one_and_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats_bootstrap, "plain_p_value", lambda x, samples, g: 0.5)
-    allowed = p_tolerance(50, 50)
-    given: list[float] = []
-    monkeypatch.setattr(
-        spectral_fast, "goodness_of_fit", lambda *_, **__: SimpleNamespace(p_value=given.pop(0))
-    )
-    for p, holds in [(0.5 + 0.99 * allowed, True), (0.5 + 1.01 * allowed, False)]:
-        given[:] = [p] * 100_000
-        row = BootstrapRow("Pareto 2.5", N, 1)
-        measure_in_turn([row], 5, None, lambda text: None)
-        assert (row.status == "ok") == holds
-        assert (row.ours is not None) == holds
-    given[:] = [0.5, *[0.4] * 100_000]
-    row = BootstrapRow("Pareto 2.5", N, 1)
-    measure_in_turn([row], 5, None, lambda text: None)
-    assert row.status == ("accuracy gate failed: from one state of the generator p was 0.5, then 0.4")
-    assert row.ours is None

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import spectral_fast
-from benchmarks.spectra import ZOO, descending, draw, minilm_spectra, mixture
-from benchmarks.stats_bootstrap import plain_p_value, synthetic
-from benchmarks.stats_gate import Scan, check_fits, ks_tolerance, scan
-from benchmarks.stats_peers import PEERS, judge_powerlaw, judge_powerlawrs, judge_wwfit, load_powerlawrs
+from benchmarks.statistics.bootstrap import plain_p_value, synthetic
+from benchmarks.statistics.gate import Scan, check_fits, ks_tolerance, scan
+from benchmarks.statistics.peers import PEERS, judge_powerlaw, judge_powerlawrs, judge_wwfit, load_powerlawrs
+from benchmarks.statistics.spectra import ZOO, descending, draw, minilm_spectra, mixture
 from benchmarks.suites import SuiteError
 from tests.oracles import stats_oracle
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import tracking as benchmark
-from benchmarks.tracking import TRACKERS, Audits, TrackingRun
+from benchmarks.training import tracking as benchmark
+from benchmarks.training.tracking import TRACKERS, Audits, TrackingRun
 from examples import train_gpt
 from spectral_fast import SpectralTracker, TrackedStats
 

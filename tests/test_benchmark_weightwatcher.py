@@ -14,7 +14,8 @@ import torch
 
 import spectral_fast
 from benchmarks import __main__ as command
-from benchmarks import weightwatcher as benchmark
+from benchmarks import command_line
+from benchmarks.statistics import weightwatcher as benchmark
 from tests.oracles import weightwatcher_models as models
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing a dict to DataFrame.from_records")  # weightwatcher's
@@ -32,7 +33,7 @@ def quiet():
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     """The command on a narrow GPT-2: its exit code and what it wrote."""
-    monkeypatch.setattr(command, "gemm_rate", lambda dtype, device: 1e11)
+    monkeypatch.setattr(command_line, "gemm_rate", lambda dtype, device: 1e11)
     monkeypatch.setattr(
         benchmark,
         "gpt2",

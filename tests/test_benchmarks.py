@@ -1,10 +1,8 @@
-"""The benchmark harness: what it refuses to print, how it pairs samples, what it writes down."""
+"""The benchmark harness: what it writes down, which failures are rows, what a budget leaves out."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
 import re
 import subprocess
@@ -20,26 +18,15 @@ from torch import Tensor
 import spectral_fast
 from benchmarks import __main__ as command
 from benchmarks import budget, measure
-from benchmarks.accuracy_gate import Gate, sample
 from benchmarks.baselines import BASELINES, Baseline
-from benchmarks.cases import Case, random_weights
+from benchmarks.cases import Case
 from benchmarks.measure import Row, Setting, plan_row
 from benchmarks.report import SCHEMA_VERSION, summary, summary_line, write_json
-from benchmarks.timing import (
-    Contestant,
-    Timing,
-    failure_status,
-    host_clock,
-    interleave,
-    paired_ratio,
-    rotated,
-    spread,
-)
+from benchmarks.timing import spread
 from spectral_fast.heuristics import Plan
+from tests.benchmark_runs import TALL, by_method, svdvals_command
 
 ROOT = Path(__file__).parents[1]
-STACK = Case(9, 7, 4, calls=("batch", "loop"))
-TALL = Case(17, 8)
 
 
 def setting(**changes: Any) -> Setting:
@@ -63,21 +50,7 @@ def same_threads_after() -> Iterator[None]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """The command on two small cases: its exit code and what it wrote."""
-    monkeypatch.setattr(command, "build_suite", lambda *args, **options: [STACK, TALL])
-    monkeypatch.setattr(command, "gemm_rate", lambda dtype, device: 1e11)
-
-    def call(*arguments: str) -> tuple[int, dict[str, Any]]:
-        file = tmp_path / "out.json"
-        file.unlink(missing_ok=True)
-        code = command.main(["svdvals", "--suite=single", "--repeats=5", f"--json={file}", *arguments])
-        return code, json.loads(file.read_text(encoding="utf-8"))
-
-    return call
-
-
-def by_method(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {m["method"]: m for m in row["measurements"]}
+    return svdvals_command(monkeypatch, tmp_path)
 
 
 # The run
@@ -204,107 +177,6 @@ def test_cuda(run: Any) -> None:
         assert {"torch", "torch-gesvd", "torch-gesvdj", "torch-gesvda", "cupy"} <= set(methods)
 
 
-# The gate
-
-
-def scaled(A: Tensor) -> Tensor:
-    return torch.linalg.svdvals(A.float()) * 1.001
-
-
-def lower_half_zeroed(A: Tensor) -> Tensor:
-    values = torch.linalg.svdvals(A)
-    values[..., values.shape[-1] // 2 :] = 0
-    return values
-
-
-def ascending(A: Tensor) -> Tensor:
-    return torch.linalg.svdvals(A).flip(-1)
-
-
-def not_a_number(A: Tensor) -> Tensor:
-    return torch.linalg.svdvals(A) * torch.nan
-
-
-def one_value_missing(A: Tensor) -> Tensor:
-    return torch.linalg.svdvals(A)[..., :-1]
-
-
-@pytest.mark.parametrize("wrong", [scaled, lower_half_zeroed, ascending, not_a_number, one_value_missing])
-def test_wrong_values_get_no_time(
-    wrong: Any, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def no_clock(*_: Any) -> float:
-        raise AssertionError("timed before the gate")
-
-    monkeypatch.setattr(spectral_fast, "svdvals", wrong)
-    monkeypatch.setattr(measure, "host_clock", no_clock)
-    code, data = run()
-    assert code == 1
-    for row in data["rows"]:
-        assert row["status"].startswith("accuracy gate failed: ")
-        assert not row["gate"]["holds"]
-        assert row["measurements"] == []
-        assert row["speedup"] is None
-    printed = capsys.readouterr().out
-    assert printed.count("accuracy gate failed: ") == 4  # three rows and the summary
-    assert not re.search(r"\d (µs|ms|s)\b", printed)
-    assert "nothing compared with torch" in printed
-
-
-def test_one_wrong_way_of_calling_fails_alone(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = spectral_fast.svdvals
-    monkeypatch.setattr(spectral_fast, "svdvals", lambda A: right(A) if A.dim() == 3 else scaled(A))
-    code, data = run()
-    assert code == 1
-    assert [row["status"].partition(":")[0] for row in data["rows"]] == [
-        "ok",
-        "accuracy gate failed",
-        "accuracy gate failed",
-    ]
-
-
-def test_value_by_value_where_the_norm_is_right() -> None:
-    A = random_weights(1, 40, 40, torch.float32)[0]
-    values = spectral_fast.svdvals(A)
-    a, b = values[30].item(), values[31].item()
-    step = 20 * torch.finfo(torch.float32).eps * values[0].item()
-    values[30] = math.sqrt(a * a + step * b)
-    values[31] = math.sqrt(b * b - step * b)
-    result = Gate(A).check(values)
-    assert "errs by" in result.failure
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_wrong_matrix_outside_the_sample_is_seen(dtype: torch.dtype) -> None:
-    A = random_weights(400, 12, 10, dtype)
-    gate = Gate(A)
-    outside = next(i for i in range(400) if i not in gate.compared)
-    values = spectral_fast.svdvals(A)
-    assert gate.check(values).holds
-    values[outside, 5:] = 0
-    assert f"matrix {outside} of 400" in gate.check(values).failure
-
-
-def test_weaker_gate_says_so_and_still_fails() -> None:
-    A = random_weights(1, 80, 65, torch.float64)[0]
-    gate = Gate(A)
-    values = spectral_fast.svdvals(A)
-    result = gate.check(values)
-    assert result.holds
-    assert result.weaker
-    assert "weaker" in result.oracle
-    assert gate.error_of(values) is None
-    values[40] *= 1 + 1e-11
-    assert not gate.check(values).holds
-
-
-def test_sample_is_spread_over_the_stack() -> None:
-    assert sample(12, 768, 768) == tuple(round(i * 11 / 7) for i in range(8))
-    assert sample(5, 4096, 4096) == (0, 1, 2, 3, 4)
-    assert len(sample(4096, 32, 32)) == 256
-    assert sample(4096, 32, 32)[-1] == 4095
-
-
 # Failures are rows
 
 
@@ -359,83 +231,12 @@ def test_ours_failing_fails_the_run_but_memory_does_not(run: Any, monkeypatch: p
         assert data["rows"][2]["measurements"] == []
 
 
-def test_memory_errors_of_every_library() -> None:
-    for error in (
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
-        RuntimeError("cudaErrorMemoryAllocation: out of memory"),
-    ):
-        assert failure_status(error) == "out of memory"
-    assert failure_status(ValueError("")) == "failed: ValueError: no message"
-
-
 def test_a_baseline_with_no_numbers_gets_no_time(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BASELINES, "gram", Baseline(("cpu",), not_a_number))
+    monkeypatch.setitem(BASELINES, "gram", Baseline(("cpu",), lambda A: torch.linalg.svdvals(A) * torch.nan))
     code, data = run("--baselines=gram")
     assert code == 0
     assert {by_method(row)["gram"]["status"] for row in data["rows"]} == {"failed: values are not finite"}
     assert all(by_method(row)["gram"]["spread"] is None for row in data["rows"])
-
-
-def test_a_contestant_that_fails_later_has_no_samples() -> None:
-    calls = itertools.count()
-
-    def breaks_in_the_end() -> None:
-        if next(calls) == 3:
-            raise RuntimeError("late")
-
-    steady, late = interleave(
-        [Contestant("steady", lambda: None), Contestant("late", breaks_in_the_end)],
-        lambda call, count: call() or 1.0,
-        repeats=5,
-    )
-    assert (late.status, late.seconds) == ("failed: RuntimeError: late", [])
-    assert len(steady.seconds) == 5
-
-
-# Timing
-
-
-def test_repeats_interleave_and_rotate() -> None:
-    log: list[str] = []
-    contestants = [Contestant(name, lambda name=name: log.append(name)) for name in "abc"]
-    interleave(contestants, lambda call, count: call() or 1.0, repeats=5)
-    assert "".join(log) == "abc" + "abc" + "bca" + "cab" + "abc" + "bca"  # warm-up first
-    assert rotated("abc", 4) == ["b", "c", "a"]
-
-
-def test_ratio_is_taken_in_pairs() -> None:
-    """A machine that gets slower from repeat to repeat moves the times, not the ratio."""
-    slowness = itertools.count()
-
-    def clock(call: Callable[[], float], count: int) -> float:
-        return (call() or 1.0) * 10.0 ** (next(slowness) // 2)
-
-    ours, theirs = interleave([Contestant("ours", lambda: 1.0), Contestant("torch", lambda: 2.0)], clock, 6)
-    assert spread(ours.seconds).max > 1e4 * spread(ours.seconds).min
-    ratio = paired_ratio(theirs, ours)
-    assert (ratio.min, ratio.median, ratio.max) == pytest.approx((2, 2, 2))
-
-
-def test_repeats_and_inner_loops_follow_the_time() -> None:
-    def timing(seconds: float) -> Timing:
-        return interleave([Contestant("", lambda: None)], lambda call, count: call() or seconds)[0]
-
-    assert (len(timing(10.0).seconds), timing(10.0).calls_per_sample) == (5, 1)
-    assert len(timing(0.05).seconds) == 10
-    fast = timing(1e-6)
-    assert (len(fast.seconds), fast.calls_per_sample) == (40, 1024)
-    real = interleave([Contestant("", lambda: None)], host_clock, 5)[0]
-    assert real.calls_per_sample > 1000
-    assert max(real.seconds) < 1e-5  # per call, not per sample
-
-
-def test_spread() -> None:
-    found = spread([5.0, 1.0, 3.0, 2.0, 4.0])
-    assert (found.min, found.q1, found.median, found.q3, found.max) == (1, 2, 3, 4, 5)
-    with pytest.raises(ValueError, match="at least 2"):
-        spread([1.0])
 
 
 @pytest.mark.parametrize(("one", "two", "better", "slower"), [(1, 2, 1, True), (2, 1, 2, False)])

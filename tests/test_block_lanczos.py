@@ -3,7 +3,6 @@ they run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spectral_fast import _ops
 from spectral_fast.backends import reference
+from tests.same_bits import MATRICES, check_threads_and_places
 
 # (m, n, s, q): pieces of 128 rows; registers hold 2 to 16 columns, and half of one 4 or 8.
 SHAPES = [(300, 256, 8, 4), (130, 129, 5, 5), (200, 300, 16, 3), (140, 127, 3, 6), (150, 140, 17, 3)]
@@ -190,25 +190,11 @@ def test_powers_of_two_change_no_bit(isa: str, dtype: torch.dtype, exponent: int
     assert torch.equal(found.second, expected.second)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("s", [8, 16])
 def test_threads_and_places_change_no_bit(isa: str, s: int) -> None:
     """Matrices worth 2 and 4 threads (5e6 flops each), apart and together."""
-    A, V = torch.randn(5, 700, 500), start(500, s, torch.float32)
-    torch.set_num_threads(1)
-    expected = walk(A, V, 3)
-    for count in (1, 2, 3, 5):
-        torch.set_num_threads(count)
-        for where in ([0, 1, 2, 3, 4], [4, 0], [3]):
-            for got, want in zip(walk(A[where], V, 3), expected, strict=True):
-                assert torch.equal(got, want[where])
+    A, V = torch.randn(MATRICES, 700, 500), start(500, s, torch.float32)
+    check_threads_and_places(lambda where: walk(A[where], V, 3))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

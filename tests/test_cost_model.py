@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks.cost_model import (
+from benchmarks.gpu.chips import CHIPS, KIB, chip_of
+from benchmarks.gpu.cost_model import (
     BLOCK,
     Assumptions,
     Prediction,
@@ -22,8 +23,7 @@ from benchmarks.cost_model import (
     predict,
     total_seconds,
 )
-from benchmarks.cost_tables import LARGE, STAGES, Costs, Stack, kernels_table, merged, model_stacks
-from benchmarks.gpu_chips import CHIPS, KIB, chip_of
+from benchmarks.gpu.cost_tables import LARGE, STAGES, Costs, Stack, kernels_table, merged, model_stacks
 from spectral_fast.cuda.workspace import panel_shared_bytes
 from spectral_fast.models.shapes import MODELS
 

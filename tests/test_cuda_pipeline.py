@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.cost_model import predict
-from benchmarks.gpu_chips import CHIPS as MODELLED
+from benchmarks.gpu.chips import CHIPS as MODELLED
+from benchmarks.gpu.cost_model import predict
 from spectral_fast.cuda.workspace import Chip
 from tests import gates
 

@@ -14,7 +14,8 @@ import pytest
 
 import spectral_fast
 from benchmarks import import_time
-from benchmarks.__main__ import EXIT_FAILED, EXIT_OK, main
+from benchmarks.__main__ import main
+from benchmarks.command_line import EXIT_FAILED, EXIT_OK
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,8 +14,9 @@ import torch
 from scipy.stats import linregress
 
 from benchmarks import __main__ as benchmarks_command
-from benchmarks.lifecycle_cost import flops_of_a_step, matrix_parameters, model_costs, shape_rows
+from benchmarks import command_line
 from benchmarks.timing import Timing
+from benchmarks.training.lifecycle_cost import flops_of_a_step, matrix_parameters, model_costs, shape_rows
 from spectral_fast import spectral_stats
 from spectral_fast.lifecycle import nine_models
 from spectral_fast.lifecycle.commands import nine_models as command
@@ -226,7 +227,7 @@ def test_a_models_look_is_the_sum_over_its_matrices() -> None:
 def test_the_cost_command_says_what_was_not_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks_command, "gemm_rate", lambda dtype, device: 1e11)
+    monkeypatch.setattr(command_line, "gemm_rate", lambda dtype, device: 1e11)
     file = tmp_path / "cost.json"
     given = ["lifecycle-cost", "--max-n", "352", "--repeats", "5", "--threads", "1", "--json", str(file)]
     assert benchmarks_command.main(given) == 0

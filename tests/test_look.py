@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from spectral_fast import _ops
 from spectral_fast.backends import reference
 from spectral_fast.look import Look, Probes, Repeat
+from tests.same_bits import MATRICES, check_threads_and_places
 
 # (m, n, vectors, probes, of them for the drift): pieces of 128 rows; registers hold 2 to 16 columns.
 SHAPES = [
@@ -109,24 +109,10 @@ def test_halves_and_strides(dtype: torch.dtype) -> None:
         assert torch.equal(got[1], want[1])
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
 def test_threads_and_places_change_no_bit(isa: str) -> None:
     """Matrices worth several threads (5e6 flops each), apart and, one of them, together."""
-    given = problem(500, 330, 20, 16, 4, count=5)
-    torch.set_num_threads(1)
-    expected = given.look(ALWAYS)
-    for count in (1, 2, 3, 5):
-        torch.set_num_threads(count)
-        for where in ([0, 1, 2, 3, 4], [3], [4, 0]):
-            for got, want in zip(given.part(where).look(ALWAYS), expected, strict=True):
-                assert torch.equal(got, want[where])
+    given = problem(500, 330, 20, 16, 4, count=MATRICES)
+    check_threads_and_places(lambda where: given.part(where).look(ALWAYS))
 
 
 def test_what_is_not_finite_stays_in_its_matrix(isa: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import monitor as benchmark
-from benchmarks.monitor import StoppableClock
+from benchmarks.training import monitor as benchmark
+from benchmarks.training.monitor import StoppableClock
 from examples import train_gpt
 from spectral_fast.monitor import SpectralMonitor
 from spectral_fast.monitor.parquet import read_run

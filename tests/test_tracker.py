@@ -71,8 +71,8 @@ def test_follows_what_an_exact_look_says(shape: tuple[int, int, int]) -> None:
         if i % 8 == 0:
             tracker.exact(weights)
     for name, scores in off.items():
-        # Four stretches of correlated errors; benchmarks/tracking.py counts how many are covered in a real
-        # run.
+        # Four stretches of correlated errors; benchmarks/training/tracking.py counts how many are covered in
+        # a real run.
         assert torch.stack(scores).square().mean().sqrt() < 2, name
 
 

@@ -1,0 +1,1 @@
+"""The package against itself: another commit (``base``), ratios stored earlier (``check``)."""

@@ -1,0 +1,1 @@
+"""Singular values: against others, stage by stage, growth, memory, conditioning."""
