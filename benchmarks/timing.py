@@ -24,7 +24,7 @@ SAMPLE_SECONDS = 1e-3
 SHORT_CALL_SECONDS = 20e-3
 
 # Before every sample. Threads of OpenMP spin for some milliseconds after their work, and would take a core
-# from whoever comes next: 1024² on 2 cores took ours 16 ms instead of 12.
+# from a method with threads of its own.
 REST_SECONDS = 10e-3
 
 # Repeats: as many as take this long together, within the limits.

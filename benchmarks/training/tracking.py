@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.budget import INTERRUPTED
 from benchmarks.measure import NOT_MEASURED
 from benchmarks.report import SCHEMA_VERSION, time_cells
-from benchmarks.timing import REST_SECONDS, Spread, failure_status, spread
+from benchmarks.timing import Spread, failure_status, spread
 from examples.train_gpt import Size, Training, corpus
 from spectral_fast import (
     SpectralStats,
@@ -212,7 +212,6 @@ def _measure(
         distance = (step - 1) % found.every + 1
         audited = chance.random() < share or distance in (_NEAR, found.every)
         timed = audited and chance.random() < _TIMED_SHARE
-        time.sleep(REST_SECONDS)  # the threads of the training's last operation still spin
         for group in groups:
             _look(found, group, distance, audited=audited, timed=timed)
             if distance == found.every:
@@ -280,7 +279,6 @@ def _torch_seconds(weight: Tensor, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        time.sleep(REST_SECONDS)
         began = time.perf_counter()
         torch.linalg.svdvals(weight)
         return time.perf_counter() - began
