@@ -7,8 +7,8 @@ struct ChaseReflector;  // bidiagonal.inl
 // (k + shift) b and has b rows of zeros before.
 template <typename T>
 struct KeptSide {
-  T *v, *u;       // rows x b for each block
-  T *chase, *tau;  // b and 1 for each step of each sweep
+  T *v, *u;        // rows x b for each block
+  T *chase, *tau;  // b and 1 for each step of the chase
   int64_t rows, shift;
 
   inline int64_t first_row(int64_t block) const { return (block + shift) * Blocks<T>::block; }
@@ -30,13 +30,21 @@ struct KeptSide {
 template <typename T>
 struct Kept {
   KeptSide<T> left, right;
-  int64_t steps;  // of the longest sweep
+  int64_t n;
 
-  // Step p of sweep i.
+  // Where step p of sweep i lies: the later sweeps, which are shorter, come first. Of a sweep with `rest` columns to go, rest / b
+  // + 1.
+  static inline int64_t steps_of(int64_t sweeps) {
+    constexpr int b = Blocks<T>::block;
+    const int64_t whole = sweeps / b;
+    return sweeps + b * whole * (whole - 1) / 2 + whole * (sweeps - whole * b);
+  }
+  inline int64_t place(int64_t i, int64_t p) const { return steps_of(n - 2 - i) + p; }
+
   template <int b>
   void keep_step(int64_t i, int64_t p, const ChaseReflector<b>& of_left, const ChaseReflector<b>& of_right) const {
-    keep_reflector(left, i * steps + p, of_left);
-    keep_reflector(right, i * steps + p, of_right);
+    keep_reflector(left, place(i, p), of_left);
+    keep_reflector(right, place(i, p), of_right);
   }
 
   template <int b>

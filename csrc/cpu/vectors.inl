@@ -45,13 +45,14 @@ static inline __attribute__((always_inline)) void reflect_rows(T* x, const T* v,
 // x <- Q2 x or P2 x for one strip, the last sweep first. Step p of a sweep meets steps p and p - 1 of later sweeps of its group,
 // which are done by then.
 template <typename T>
-static void undo_chase(const KeptSide<T>& side, int64_t n, int64_t steps, T* x) {
+static void undo_chase(const Kept<T>& kept, const KeptSide<T>& side, T* x) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns, group = b;
+  const int64_t n = kept.n;
   for (int64_t last = n - 2; last >= 0; last -= group) {
     const int64_t first = last - group + 1 > 0 ? last - group + 1 : 0;
     for (int64_t p = 0; first + 1 + p * b < n; ++p)
       for (int64_t i = last; i >= first; --i) {
-        const int64_t row = i + 1 + p * b, at = i * steps + p;
+        const int64_t row = i + 1 + p * b, at = kept.place(i, p);
         if (row < n) reflect_rows(x + row * ld, side.chase + at * b, side.tau[at]);
       }
   }
@@ -78,8 +79,8 @@ static void undo_band(const KeptSide<T>& side, int64_t blocks, T* x) {
 }
 
 struct TwistedWorkspace {
-  double *q, *e2, *de;       // n: d_i^2, e_i^2, d_i e_i
-  double *s, *down, *up;     // n x lanes: then v, and the quotients -d_i e_i / p_i and -d_{i-1} e_{i-1} / w_i
+  double *q, *e2, *de;    // n: d_i^2, e_i^2, d_i e_i
+  double *s, *down, *up;  // n x lanes: then v, and the quotients -d_i e_i / p_i and -d_{i-1} e_{i-1} / w_i
 };
 
 // The vectors of `mu`, one to a lane, into columns of v and u (rows ld apart). Returns |gamma| / |v|.
@@ -160,10 +161,10 @@ struct VectorsWorkspaces {
 
   VectorsWorkspaces(Arena& arena, int64_t m, int64_t n) : two_stage(arena, m, n) {
     constexpr int b = Blocks<T>::block;
-    const int64_t blocks = two_stage.padded_n / b, strips = Strips<T>::count(n);
-    kept.steps = (n - 2) / b + 1;
-    kept.left = take_side(arena, two_stage.padded_m, blocks, (n - 1) * kept.steps, 0);
-    kept.right = take_side(arena, two_stage.padded_n, blocks - 1, (n - 1) * kept.steps, 1);
+    const int64_t blocks = two_stage.padded_n / b, strips = Strips<T>::count(n), steps = Kept<T>::steps_of(n - 1);
+    kept.n = n;
+    kept.left = take_side(arena, two_stage.padded_m, blocks, steps, 0);
+    kept.right = take_side(arena, two_stage.padded_n, blocks - 1, steps, 1);
     double** const columns[] = {&twisted.q, &twisted.e2, &twisted.de, &values};
     for (double** column : columns) *column = arena.take<double>(n);
     double** const lanes[] = {&twisted.s, &twisted.down, &twisted.up};
@@ -217,8 +218,8 @@ static void vectors_of_strip(const VectorsWorkspaces<T>& ws, int64_t n, int64_t 
   }
   ws.worst[s] = worst;
   if (!(worst <= 1)) return;
-  undo_chase(ws.kept.left, n, ws.kept.steps, u);
-  undo_chase(ws.kept.right, n, ws.kept.steps, v);
+  undo_chase(ws.kept, ws.kept.left, u);
+  undo_chase(ws.kept, ws.kept.right, v);
   const int64_t blocks = ws.two_stage.padded_n / Blocks<T>::block;
   undo_band(ws.kept.left, blocks, u);
   undo_band(ws.kept.right, blocks - 1, v);
