@@ -101,7 +101,7 @@
 //
 //   mathematics  csrc/cpu/vectors.inl: the stages of svdvals, twisted factorizations, and the way back through all reflectors.
 //   accuracy     U S V^T = A + E and U, V orthogonal, both to a multiple of eps that grows like that of LAPACK.
-//   info         info_close, and nothing is written: values closer than 1e-7 of themselves or below 1e-8 sigma_1.
+//   info         info_close, and nothing is written: values closer than 1e-8 of themselves or below 1e-8 sigma_1.
 //   workspace    some 4 m n + 5 n^2 elements.
 //   cost         that of svdvals, 4 n^3 flops for the chase, 4 m n^2 for the band.
 //   determinism  the bits depend on the matrix and the instruction set.

@@ -75,7 +75,8 @@ ranksize_slope = torch.ops.spectral_fast.ranksize_slope.default
 # energy (*) float64, the sum of squares of A. From one read of A. Not differentiable: a backward pass raises.
 gram_product = torch.ops.spectral_fast.gram_product.default
 # A (*, m, n) of any dtype of svdvals, any strides; grad (*, min(m, n)) of the dtype of its values.
-# U diag(grad) V^H (*, m, n), of A's dtype, contiguous; NaN for a matrix with a NaN or an infinity. Not differentiable.
+# U diag(grad) V^H (*, m, n), of A's dtype, contiguous; NaN for a matrix with a NaN or an infinity. Not
+# differentiable.
 svdvals_gradient = torch.ops.spectral_fast.svdvals_gradient.default
 
 # B matrices A (m, n), of one shape and real dtype, any strides; all else as in spectral_fast.look.look, in

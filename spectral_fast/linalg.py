@@ -44,7 +44,7 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
     Differentiable as U diag(g) V^H in reverse mode to any order where the values are distinct, and once in
     forward mode (not under torch.compile; a second forward level raises RuntimeError). U and V are computed
     when a derivative is asked for: by kernels of ours for a first gradient on the CPU where A is real, no
-    float64 and has more than 128 rows and columns; otherwise, and for matrices with values closer than 1e-7
+    float64 and has more than 128 rows and columns; otherwise, and for matrices with values closer than 1e-8
     of themselves or below 1e-8 sigma_1, by torch.linalg.svd.
 
     Raises what torch.linalg.svdvals raises for bad arguments, ValueError for a driver of ours that the
@@ -123,7 +123,7 @@ def svdvals_vjp(A: Tensor, grad: Tensor) -> Tensor:
     """U diag(grad) V^H, in A's dtype; by plain torch where that is to be differentiated in its turn."""
     if differentiating((A, grad)) or torch.compiler.is_compiling():
         return _vectors.gradient(A, grad)
-    return _ops.shortcut(_ops.svdvals_gradient, (A, grad))(A, grad)  # type: ignore[no-any-return]
+    return _ops.shortcut(_ops.svdvals_gradient, (A, grad))(A, grad)
 
 
 def svdvals_jvp(A: Tensor, tangent: Tensor) -> Tensor:

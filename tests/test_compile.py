@@ -43,7 +43,7 @@ OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 DIFFERENTIABLE = [
     name
     for name in OPERATORS
-    if not any(each in name for each in ("fit", "gram_product", "lanczos", "tracked_look", "bfloat16"))
+    if not any(x in name for x in ("fit", "gram_product", "gradient", "lanczos", "tracked_look", "bfloat16"))
 ]
 
 

@@ -17,7 +17,7 @@
 //
 // holds (eps of double, eps32 of float32), U' and V' are orthogonal to a unit of float32, and what follows is a product of
 // reflectors in float32: the result is as backward stable as LAPACK's. Equal and vanishing values are for the caller:
-// info_close. Values of float32 matrices rarely are that close: 1e-7 of themselves, where n random ones lie 1 / n apart.
+// info_close. Values of float32 matrices rarely are that close: 1e-8 of themselves, where n random ones lie 1 / n apart.
 //
 // The way back: a strip of columns at a time. The reflectors of the chase go in groups of sweeps, so that a window of the strip
 // stays in the first level cache; those of `band` in blocks, X <- X - U (V^T X), with the kernel of `band` itself.
