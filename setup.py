@@ -67,11 +67,12 @@ def main() -> None:
     kernels = ["simd", "arena", "team", "heuristics", "blocks", "load", "order"]
     kernels += ["pair", "householder", "norm"]
     kernels += ["direct_update", "direct_reduce", "direct"]
-    kernels += ["update", "panel", "reduce", "gram", "band", "bidiagonal", "values", "workspace", "svdvals"]
+    kernels += ["update", "panel", "reduce", "gram", "kept", "band", "bidiagonal", "values", "workspace"]
+    kernels += ["svdvals", "vectors"]
     kernels += ["lanes", "dqds_lanes", "refine_lanes", "group"]
     kernels += ["products_tiles", "products", "panels", "symmetric", "look", "lanczos"]
     kernels += ["elementary", "powerlaw", "stats", "peak", "isa"]
-    hosts = ["dispatch", "lanczos", "look", "openmp", "products", "spectra", "threads"]
+    hosts = ["dispatch", "lanczos", "look", "openmp", "products", "spectra", "threads", "vectors"]
     extension = Pybind11Extension(
         "spectral_fast._cpu",
         [f"csrc/cpu/{name}.cpp" for name in ("bindings", *hosts)],

@@ -96,6 +96,16 @@
 //                `along` is not, and all vectors become 0.
 //   determinism  the bits depend on the inputs and the instruction set.
 //
+//   vectors         singular vectors of a float32, float16 or bfloat16 matrix: u (m x n) and v (n x n), row by row, m >= n the
+//                   sides of A, its transpose where it is wide. Where n > 128 and m <= 5/3 n.
+//
+//   mathematics  csrc/cpu/vectors.inl: the stages of svdvals, twisted factorizations, and the way back through all reflectors.
+//   accuracy     U S V^T = A + E and U, V orthogonal, both to a multiple of eps that grows like that of LAPACK.
+//   info         info_close, and nothing is written: values closer than 1e-8 of themselves or below 1e-8 sigma_1.
+//   workspace    some 4 m n + 5 n^2 elements.
+//   cost         that of svdvals, 4 n^3 flops for the chase, 4 m n^2 for the band.
+//   determinism  the bits depend on the matrix and the instruction set.
+//
 //   stats           one spectrum, sigma_1 >= ... >= sigma_n, in double -> every field of SpectralStats, NaN if a value is < 0.
 //
 //   ranksize_slope  the same -> minus the slope of ln sigma_k on ln k over the positive values.
@@ -123,6 +133,7 @@ enum class ElementType : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 =
 constexpr int32_t info_ok = 0;
 constexpr int32_t info_nonfinite = 1;
 constexpr int32_t info_cancelled = 2;  // never seen by the caller of a batch: the call raises
+constexpr int32_t info_close = 3;      // of `vectors`: equal or vanishing values
 
 constexpr std::size_t workspace_alignment = 64;
 
@@ -299,6 +310,10 @@ struct KernelTable {
   // The most that one thread can do of `unit`, bytes excepted, out of registers: runs for a time proportional to `rounds` and
   // returns how much it did.
   double (*peak)(Work unit, int64_t rounds);
+
+  // For float32, float16 or bfloat16, vectors_exist(rows, cols) of heuristics.inl. Returns the info word.
+  std::size_t (*vectors_workspace_bytes)(int64_t rows, int64_t cols);
+  int32_t (*vectors)(const MatrixView& a, float* u, float* v, void* workspace, const Team& team);
 };
 
 }  // namespace spectral_fast

@@ -21,7 +21,7 @@ from spectral_fast._ops import batched_call, shortcut
 Grads = tuple[Tensor | None, ...]
 
 
-def _differentiating(args: tuple[Any, ...]) -> bool:
+def differentiating(args: tuple[Any, ...]) -> bool:
     """Whether a derivative or transform may be under way; if not, the 12 us of a Function are saved."""
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
@@ -118,7 +118,7 @@ def differentiable(
         _require_single_forward_mode()
         if torch.compiler.is_compiling():
             return local(op, *args)
-        if _differentiating(args):
+        if differentiating(args):
             return Differentiable.apply(*args)
         if is_dtensor(args[0]):
             return local(op, *args)

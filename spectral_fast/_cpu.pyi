@@ -59,6 +59,16 @@ def gram_product(
     energy: int,
     threads: int,
 ) -> None: ...
+def vectors(
+    data: int,
+    element: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    u: int,
+    v: int,
+    info: int,
+    threads: int,
+) -> None: ...
 def block_lanczos(
     data: int,
     element: int,

@@ -56,6 +56,7 @@ for _schema in (
     "hill_alpha(Tensor evals, int? k) -> Tensor",
     "ranksize_slope(Tensor S) -> Tensor",
     "gram_product(Tensor A, Tensor X) -> (Tensor Z, Tensor energy)",
+    "svdvals_gradient(Tensor A, Tensor grad) -> Tensor",
     "tracked_look(Tensor[] A, Tensor V, Tensor fresh, Tensor? probes, Tensor? reference, Tensor? line, "
     "float limit, int watched, int most_products) "
     "-> (Tensor squares, Tensor pending, Tensor vectors, Tensor energy, Tensor bulk)",
@@ -73,6 +74,10 @@ ranksize_slope = torch.ops.spectral_fast.ranksize_slope.default
 # A (*, m, n) of a real dtype, any strides; X (*, n, s) of the dtype A is computed in. Z = A^T (A X), like X;
 # energy (*) float64, the sum of squares of A. From one read of A. Not differentiable: a backward pass raises.
 gram_product = torch.ops.spectral_fast.gram_product.default
+# A (*, m, n) of any dtype of svdvals, any strides; grad (*, min(m, n)) of the dtype of its values.
+# U diag(grad) V^H (*, m, n), of A's dtype, contiguous; NaN for a matrix with a NaN or an infinity. Not
+# differentiable.
+svdvals_gradient = torch.ops.spectral_fast.svdvals_gradient.default
 
 # B matrices A (m, n), of one shape and real dtype, any strides; all else as in spectral_fast.look.look, in
 # the dtype A is computed in, line in float64. No place in a batch, no neighbour and no thread count changes a
@@ -210,6 +215,18 @@ def _no_derivative(ctx: Any, *gradients: Tensor | None) -> None:
 torch.library.register_autograd(gram_product, _no_derivative)
 
 
+@torch.library.register_fake(svdvals_gradient)
+def _(A: Tensor, grad: Tensor) -> Tensor:
+    return A.new_empty(A.shape)
+
+
+def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> None:
+    raise NotImplementedError("svdvals_gradient has no derivative: ask for that of svdvals with create_graph")
+
+
+torch.library.register_autograd(svdvals_gradient, _no_second_derivative)
+
+
 def check_tracked_look(
     A: Sequence[Tensor],
     V: Tensor,
@@ -334,5 +351,6 @@ for _op in (
     hill_alpha,
     ranksize_slope,
     gram_product,
+    svdvals_gradient,
 ):
     _register_vmap(_op)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from spectral_fast import _ops
-from spectral_fast._autograd import Grads, differentiable
+from spectral_fast import _ops, _vectors
+from spectral_fast._autograd import Grads, differentiable, differentiating
 from spectral_fast._dtensor import is_dtensor
 from spectral_fast.heuristics import DRIVERS, TORCH_DRIVERS, choose
 
@@ -44,7 +43,9 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
 
     Differentiable as U diag(g) V^H in reverse mode to any order where the values are distinct, and once in
     forward mode (not under torch.compile; a second forward level raises RuntimeError). U and V are computed
-    when a derivative is asked for, by torch.linalg.svd.
+    when a derivative is asked for: by kernels of ours for a first gradient on the CPU where A is real, no
+    float64 and has more than 128 rows and columns; otherwise, and for matrices with values closer than 1e-8
+    of themselves or below 1e-8 sigma_1, by torch.linalg.svd.
 
     Raises what torch.linalg.svdvals raises for bad arguments, ValueError for a driver of ours that the
     device lacks, and torch.linalg.LinAlgError naming the batch element for a NaN or an infinity in A
@@ -118,32 +119,16 @@ def _torch_svdvals(A: Any, driver: Any, out: Any) -> Tensor:
     return torch.linalg.svdvals(A, driver=driver, out=out)
 
 
-def _thin_svd(A: Tensor) -> tuple[Tensor, Tensor]:
-    """U and V^H; NaN for a matrix with a NaN or an infinity, which must not stop the others."""
-    finite = A.isfinite().all(-1).all(-1)[..., None, None]
-    work = torch.where(finite, A, 0).to(_ops.compute_dtype(A.dtype))
-    U, _, Vh = torch.linalg.svd(work, full_matrices=False)
-    return torch.where(finite, U, torch.nan), torch.where(finite, Vh, torch.nan)
-
-
-def _without_autocast(A: Tensor) -> contextlib.AbstractContextManager[None]:
-    if torch.amp.is_autocast_available(A.device.type):
-        return torch.autocast(A.device.type, enabled=False)
-    return contextlib.nullcontext()
-
-
 def svdvals_vjp(A: Tensor, grad: Tensor) -> Tensor:
-    """U diag(grad) V^H, in A's dtype."""
-    U, Vh = _thin_svd(A)
-    with _without_autocast(A):
-        return (U @ (grad.unsqueeze(-1) * Vh)).to(A.dtype)
+    """U diag(grad) V^H, in A's dtype; by plain torch where that is to be differentiated in its turn."""
+    if differentiating((A, grad)) or torch.compiler.is_compiling():
+        return _vectors.gradient(A, grad)
+    return _ops.shortcut(_ops.svdvals_gradient, (A, grad))(A, grad)
 
 
 def svdvals_jvp(A: Tensor, tangent: Tensor) -> Tensor:
     """The real part of diag(U^H dA V)."""
-    U, Vh = _thin_svd(A)
-    with _without_autocast(A):
-        return ((U.mH @ tangent.to(U.dtype)) * Vh.conj()).sum(-1).real
+    return _vectors.tangents(A, tangent)
 
 
 def _vjp(A: Tensor, params: list[Any], grads: Grads) -> Tensor | None:

@@ -4,6 +4,7 @@
 #include "csrc/cpu/lanczos.h"
 #include "csrc/cpu/look.h"
 #include "csrc/cpu/products.h"
+#include "csrc/cpu/vectors.h"
 
 #include <array>
 #include <cmath>
@@ -97,6 +98,27 @@ static bool walked(ElementType element, int64_t n, int64_t s) {
   return good && energy[0] == 9 * n && energy[1] > 0;
 }
 
+// Unit columns of random matrices' vectors; of the second, an identity, there are none.
+static bool turned(int64_t rows, int64_t cols) {
+  const int64_t m = std::max(rows, cols), n = std::min(rows, cols);
+  const std::unique_ptr<float[]> a(new float[2 * m * n]), u(new float[2 * m * n]), v(new float[2 * n * n]);
+  std::minstd_rand random(5);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < m * n; ++i) a[i] = normal(random);
+  for (int64_t i = 0; i < m * n; ++i) a[m * n + i] = i / cols == i % cols;
+  int32_t info[2];
+  bool good = vectors({a.get(), ElementType::float32, {2, rows, cols}, {m * n, cols, 1}}, u.get(), v.get(), info, 1, nullptr);
+  good = good && info[0] == info_ok && info[1] == info_close;
+  for (int64_t j = 0; j < n; ++j) {
+    double of_u = 0, of_v = 0;
+    for (int64_t i = 0; i < m; ++i) of_u += u[i * n + j] * u[i * n + j];
+    for (int64_t i = 0; i < n; ++i) of_v += v[i * n + j] * v[i * n + j];
+    good = good && std::abs(of_u - 1) < 1e-5 && std::abs(of_v - 1) < 1e-5;
+  }
+  if (!good) std::fprintf(stderr, "vectors of %d x %d\n", static_cast<int>(rows), static_cast<int>(cols));
+  return good;
+}
+
 // Every field of the statistics, in double, of n random singular values.
 static bool plausible(int64_t n) {
   std::minstd_rand random(2);
@@ -148,6 +170,7 @@ int main() {
   for (const auto& shape : others) check(shape[0], shape[1]);
   good = good && descending<float>(ElementType::float32, 300, 140, Driver::gram);
   good = good && descending<double>(ElementType::float64, 129, 400, Driver::gram);
+  good = turned(129, 129) && turned(150, 140) && turned(131, 170) && good;
   for (int64_t n = 1; n <= 40; ++n) good = plausible(n) && good;
   for (const int64_t columns : {1, 2, 5, 9, 40})
     for (const auto& shape : {std::pair<int64_t, int64_t>{1, 1}, {17, 50}, {200, 49}, {30, 1400}})

@@ -183,6 +183,7 @@ KERNELS_PROBE = (
     "csrc/cpu/products.cpp",
     "csrc/cpu/spectra.cpp",
     "csrc/cpu/threads.cpp",
+    "csrc/cpu/vectors.cpp",
     "csrc/cpu/isa_baseline.cpp",
     "-ldl",
 )

@@ -29,6 +29,9 @@ OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "hill_alpha": (_ops.hill_alpha, (S, None)),
     "hill_alpha k": (_ops.hill_alpha, (S, 3)),
     "ranksize_slope": (_ops.ranksize_slope, (S,)),
+    "svdvals_gradient": (_ops.svdvals_gradient, (A, S)),
+    "svdvals_gradient wide": (_ops.svdvals_gradient, (A.mT, S)),
+    "svdvals_gradient kernel": (_ops.svdvals_gradient, (torch.randn(130, 129), torch.randn(129))),
     "gram_product": (_ops.gram_product, (A, torch.randn(2, 5, 3, dtype=torch.float64))),
     "gram_product float16": (_ops.gram_product, (A[0].half(), torch.randn(5, 3))),
     "gram_product empty": (_ops.gram_product, (A[:, :0], torch.randn(2, 5, 3, dtype=torch.float64))),
@@ -40,7 +43,7 @@ OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 DIFFERENTIABLE = [
     name
     for name in OPERATORS
-    if not any(each in name for each in ("fit", "gram_product", "lanczos", "tracked_look", "bfloat16"))
+    if not any(x in name for x in ("fit", "gram_product", "gradient", "lanczos", "tracked_look", "bfloat16"))
 ]
 
 

@@ -22,7 +22,10 @@ ROOT = Path(__file__).parent.parent
 # Whoever calls svdvals pays for these and for no other module.
 LOADED = {
     "spectral_fast",
-    *(f"spectral_fast.{name}" for name in ("_autograd", "_cpu", "_dtensor", "_info", "_ops", "_version")),
+    *(
+        f"spectral_fast.{name}"
+        for name in ("_autograd", "_cpu", "_dtensor", "_info", "_ops", "_vectors", "_version")
+    ),
     *(f"spectral_fast.{name}" for name in ("heuristics", "linalg", "look", "powerlaw", "stats", "subspace")),
     "spectral_fast.backends",
     *(f"spectral_fast.backends.{name}" for name in ("cpu", "cuda", "reference", "reference_stats", "triton")),
@@ -36,6 +39,7 @@ OPERATORS = {
     "spectral_stats",
     "stats_from_svdvals",
     "svdvals_ex",
+    "svdvals_gradient",
     "tracked_look",
 }
 

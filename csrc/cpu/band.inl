@@ -126,9 +126,10 @@ static void factor_square_panel(const BandWorkspace<T>& ws, T* panel, int64_t ro
   }
 }
 
-// ws.a (m x n, padded to multiples of b with zeros) -> band. False if cancelled.
+// ws.a (m x n, padded to multiples of b with zeros) -> band, and its reflectors where they are kept. False if cancelled.
 template <typename T>
-static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded_n, double* band, const Team& team) {
+static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded_n, double* band, const Team& team,
+                           const Kept<T>* kept) {
   constexpr int b = Blocks<T>::block, ld = Blocks<T>::strip_columns;
   typedef BandStorage<b> Band;
   for (int64_t i = 0; i < Band::size(padded_n); ++i) band[i] = 0;
@@ -139,6 +140,7 @@ static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded
     factor_square_panel(ws, ws.v_next + k * b, padded_m - k, ws.u + k * b);
     for (int r = 0; r < b; ++r)
       for (int j = r; j < b; ++j) *Band::at(band, k + r, k + j) = ws.top[r * b + j];
+    if (kept) kept->left.keep_block(k / b, ws.v_next + k * b, ws.u + k * b, padded_m - k);
     const int64_t from = k + b, rest = padded_n - from;
     if (rest == 0) break;
 
@@ -149,6 +151,7 @@ static bool reduce_to_band(BandWorkspace<T> ws, int64_t padded_m, int64_t padded
 
     // L = R^T of the row panel's transpose.
     factor_square_panel(ws, ws.q, rest, ws.u);
+    if (kept) kept->right.keep_block(k / b, ws.q, ws.u, rest);
     for (int r = 0; r < b; ++r)
       for (int c = 0; c <= r; ++c) *Band::at(band, k + r, from + c) = ws.top[c * b + r];
     transpose_reflectors(ws, from, rest);

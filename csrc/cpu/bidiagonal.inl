@@ -136,8 +136,8 @@ static inline void chase_rows(double* d, double beta, const ChaseReflector<b>& l
 
 // Sweeps first .. first + group_sweeps of an n x n band. done[g]: how far group g has come, in ticks; a tick is one step of each
 // of its sweeps.
-template <int b>
-static void chase_group(double* band, int64_t n, int64_t group, double* d, double* e, int64_t* done) {
+template <int b, typename T>
+static void chase_group(double* band, int64_t n, int64_t group, double* d, double* e, int64_t* done, const Kept<T>* kept) {
   typedef BandStorage<b> Band;
   constexpr int64_t lag = 2 * (group_sweeps - 1);
   const int64_t first = group * group_sweeps;
@@ -158,6 +158,7 @@ static void chase_group(double* band, int64_t n, int64_t group, double* d, doubl
       }
       beta[s] = chase_columns(Band::at(band, row, row), right[s], left[s]);
       if (p == 0) d[row] = beta[s];
+      if (kept) kept->keep_step(i, p, left[s], right[s]);
     }
     for (int s = 0; s < group_sweeps; ++s) {
       const int64_t p = tick - 2 * s, row = first + s + 1 + p * b;
@@ -171,8 +172,9 @@ static void chase_group(double* band, int64_t n, int64_t group, double* d, doubl
 }
 
 // d: n diagonal entries, e: n - 1 superdiagonal entries, done: n / group_sweeps + 1. False if cancelled.
-template <int b>
-static bool bidiagonalize_band(double* band, int64_t n, double* d, double* e, int64_t* done, const Team& team) {
+template <int b, typename T>
+static bool bidiagonalize_band(double* band, int64_t n, double* d, double* e, int64_t* done, const Team& team,
+                               const Kept<T>* kept) {
   constexpr int64_t flops_between_polls = 1 << 30;
   const int64_t groups = (n - 1 + group_sweeps - 1) / group_sweeps;
   const int64_t together = 1 + flops_between_polls / (8 * n * b * group_sweeps);
@@ -180,7 +182,7 @@ static bool bidiagonalize_band(double* band, int64_t n, double* d, double* e, in
   for (int64_t g = 0; g < groups; ++g) done[g] = 0;
   for (int64_t first = 0; first < groups; first += together) {
     const int64_t count = first + together < groups ? together : groups - first;
-    parallel_for(team, count, [&](int64_t g) { chase_group<b>(band, n, first + g, d, e, done); });
+    parallel_for(team, count, [&](int64_t g) { chase_group<b>(band, n, first + g, d, e, done, kept); });
     if (cancelled(team)) return false;
   }
   return true;

@@ -18,6 +18,7 @@
 #include "lanczos.h"
 #include "look.h"
 #include "products.h"
+#include "vectors.h"
 
 namespace py = pybind11;
 using namespace spectral_fast;
@@ -102,6 +103,18 @@ void lanczos_binding(std::uintptr_t data, int element, std::vector<int64_t> shap
     return block_lanczos(batch, walk, reinterpret_cast<const Scalar*>(start), out, threads, interrupted);
   };
   if (!(batch.element == ElementType::float64 ? run(double()) : run(float()))) throw py::error_already_set();
+}
+
+void vectors_binding(std::uintptr_t data, int element, std::vector<int64_t> shape, std::vector<int64_t> strides, std::uintptr_t u,
+                     std::uintptr_t v, std::uintptr_t info, int threads) {
+  const BatchView batch = batch_view(data, element, std::move(shape), std::move(strides));
+  const py::gil_scoped_release unlocked;
+  const bool done = vectors(batch, reinterpret_cast<float*>(u), reinterpret_cast<float*>(v), reinterpret_cast<int32_t*>(info),
+                            threads, interrupted);
+  if (!done) {
+    const py::gil_scoped_acquire locked;
+    throw py::error_already_set();
+  }
 }
 
 // Of matrices m x n: (address, row stride, column stride) each.
@@ -248,6 +261,11 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gram_product", &gram_product_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
         py::arg("x"), py::arg("columns"), py::arg("z"), py::arg("energy"), py::arg("threads"),
         "A^T (A X) and the sum of squares of A, for a batch of matrices and as many contiguous X of `columns` columns.");
+  m.def(
+      "vectors", &vectors_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"), py::arg("u"),
+      py::arg("v"), py::arg("info"), py::arg("threads"),
+      "Singular vectors of m x n or n x m matrices, m >= n: u (m x n) and v (n x n), and info (0 good, 1 not finite, 3 equal or\n"
+      "vanishing values).");
   m.def("block_lanczos", &lanczos_binding, py::arg("data"), py::arg("element"), py::arg("shape"), py::arg("strides"),
         py::arg("start"), py::arg("vectors"), py::arg("steps"), py::arg("along"), py::arg("first"), py::arg("second"),
         py::arg("energy"), py::arg("threads"),

@@ -15,6 +15,9 @@ static inline bool directly(int64_t n) { return n <= direct_size; }
 // What driver "gram" has a kernel for: tall matrices, whose triangle is large enough for two stages.
 static inline bool by_gram(int64_t m, int64_t n) { return reduce_first(m, n) && !directly(n); }
 
+// What `vectors` has a kernel for.
+static inline bool vectors_exist(int64_t m, int64_t n) { return !reduce_first(m, n) && !directly(n); }
+
 // All threads inside one matrix. Two against one: 129 x 129 1.1 times as fast, 192 x 192 1.5, 512 x 512 1.9.
 static inline bool shared(int64_t n) { return n > direct_size; }
 

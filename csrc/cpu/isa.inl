@@ -29,6 +29,7 @@ namespace {
 #include "panel.inl"
 #include "reduce.inl"
 #include "gram.inl"
+#include "kept.inl"
 #include "band.inl"
 #include "bidiagonal.inl"
 #include "values.inl"
@@ -46,6 +47,7 @@ namespace {
 #include "lanczos.inl"
 #include "elementary.inl"
 #include "powerlaw.inl"
+#include "vectors.inl"
 #include "stats.inl"
 #include "peak.inl"
 
@@ -73,6 +75,8 @@ const KernelTable SF_JOIN(kernels_, SF_ISA_NAME) = {
     fit_powerlaw,
     hill_alpha,
     peak,
+    vectors_workspace_bytes,
+    vectors,
 };
 
 }  // namespace spectral_fast

@@ -117,16 +117,17 @@ static bool bidiagonalize(const PreciseWorkspaces& ws, const TallView& a, int ex
 // The matrix in ws.band.a, m x n and zero around it.
 template <typename T>
 static bool bidiagonalize_in_two_stages(const TwoStageWorkspaces<T>& ws, int64_t m, int64_t n, const Team& team,
-                                        StageClock* clock) {
-  if (!reduce_to_band(ws.band, ws.padded_m, ws.padded_n, ws.storage, team)) return false;
+                                        StageClock* clock, const Kept<T>* kept = nullptr) {
+  if (!reduce_to_band(ws.band, ws.padded_m, ws.padded_n, ws.storage, team, kept)) return false;
   stage_ends(clock, stage_band, flops_of<T>, bidiagonalization_flops(m, n));
-  if (!bidiagonalize_band<Blocks<T>::block>(ws.storage, n, ws.form.d, ws.form.e, ws.done, team)) return false;
+  if (!bidiagonalize_band<Blocks<T>::block>(ws.storage, n, ws.form.d, ws.form.e, ws.done, team, kept)) return false;
   stage_ends(clock, stage_bidiagonal, Work::flops_float64, 8.0 * n * n * Blocks<T>::block);
   return true;
 }
 
 template <typename Element, typename T>
-static bool bidiagonalize(const TwoStageWorkspaces<T>& ws, const TallView& a, int exponent, const Team& team, StageClock* clock) {
+static bool bidiagonalize(const TwoStageWorkspaces<T>& ws, const TallView& a, int exponent, const Team& team, StageClock* clock,
+                          const Kept<T>* kept = nullptr) {
   const Scale<T> scale = Scale<T>::of(exponent);
   int64_t m = a.m;
   if (reduce_first(a.m, a.n)) {
@@ -139,7 +140,7 @@ static bool bidiagonalize(const TwoStageWorkspaces<T>& ws, const TallView& a, in
     zero_rows(ws.band.a, a.m, ws.padded_n);
     stage_ends(clock, stage_load, Work::bytes, load_bytes<T, Element>(a.m, a.n));
   }
-  return bidiagonalize_in_two_stages(ws, m, a.n, team, clock);
+  return bidiagonalize_in_two_stages(ws, m, a.n, team, clock, kept);
 }
 
 template <typename Element>

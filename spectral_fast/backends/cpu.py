@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectral_fast import _cpu, _ops
+from spectral_fast import _cpu, _ops, _vectors
 from spectral_fast.backends import reference, reference_stats
-from spectral_fast.heuristics import choose
+from spectral_fast.heuristics import DIRECT_SIZE, choose
 from spectral_fast.look import Look
 
 _ELEMENT_TYPES = {getattr(torch, name): code for name, code in _cpu.element_types.items()}
@@ -68,6 +68,45 @@ def _empty(shape: Sequence[int]) -> Tensor:
 
 def _empty_stats(batch: Sequence[int]) -> tuple[Tensor, Tensor]:
     return _empty((*batch, len(_ops.SMOOTH_FIELDS))), _empty((*batch, len(_ops.FITTED_FIELDS)))
+
+
+@reference.implements("svdvals_gradient", "CPU")
+def svdvals_gradient(A: Tensor, grad: Tensor) -> Tensor:
+    """The operator on the CPU: U and V by kernels of ours for matrices that take two stages in float32.
+
+    Tall ones by way of R, A = Q R. What has values too close for these kernels goes through torch.
+    """
+    m, n = max(A.shape[-2:]), min(A.shape[-2:])
+    if n <= DIRECT_SIZE or 0 in A.shape or _ops.compute_dtype(A.dtype) != torch.float32:
+        return reference.svdvals_gradient(A, grad)
+    tall = A if A.shape[-2] == m else A.mT
+    with _vectors.without_autocast(A):
+        if 3 * m <= 5 * n:
+            U, V, info = _vectors_of(tall)
+            gradient = (U * grad.unsqueeze(-2)) @ V.mT
+        else:
+            # A power of two, in range itself, that keeps the norms of geqrf there.
+            work = tall.to(torch.float32)
+            largest = torch.linalg.vector_norm(work, torch.inf, (-2, -1), keepdim=True)
+            exponent = torch.frexp(largest)[1]
+            packed, tau = torch.geqrf(torch.ldexp(work, -exponent.clamp(-126, 126)))
+            U, V, info = _vectors_of(packed[..., :n, :].triu())
+            square = (U * grad.unsqueeze(-2)) @ V.mT
+            gradient = torch.ormqr(packed, tau, torch.nn.functional.pad(square, (0, 0, 0, m - n)))
+    gradient = (gradient if tall is A else gradient.mT).to(A.dtype).contiguous()
+    if (left_out := info != 0).any():
+        gradient[left_out] = _vectors.gradient(A[left_out], grad[left_out])
+    return gradient
+
+
+def _vectors_of(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (*, m, n), V (*, n, n) and info (*) of A (*, m, n), m >= n; empty memory where info is not 0."""
+    *batch, m, n = A.shape
+    U, V = (torch.empty((*batch, rows, n), dtype=torch.float32, device="cpu") for rows in (m, n))
+    info = torch.empty(batch, dtype=torch.int32, device="cpu")
+    at = (A.data_ptr(), _ELEMENT_TYPES[A.dtype], A.shape, A.stride())
+    _cpu.vectors(*at, U.data_ptr(), V.data_ptr(), info.data_ptr(), _threads())
+    return U, V, info
 
 
 @reference.implements("spectral_stats", "CPU")
@@ -262,6 +301,7 @@ _ops.cpu_kernels |= {
     _ops.fit_powerlaw: fit_powerlaw,
     _ops.hill_alpha: hill_alpha,
     _ops.gram_product: gram_product,
+    _ops.svdvals_gradient: svdvals_gradient,
     _ops.tracked_look: tracked_look,
     _ops.block_lanczos: block_lanczos,
 }

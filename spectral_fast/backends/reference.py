@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from spectral_fast import _ops
+from spectral_fast import _ops, _vectors
 from spectral_fast.heuristics import TORCH_DRIVERS, Plan, choose
 from spectral_fast.look import Look, Probes, Repeat, look
 
@@ -71,6 +71,12 @@ def svdvals_ex(A: Tensor, driver: str | None, check_errors: bool) -> tuple[Tenso
     if check_errors:
         _ops.raise_if_nonfinite(info)
     return values, info
+
+
+@implements("svdvals_gradient")
+def svdvals_gradient(A: Tensor, grad: Tensor) -> Tensor:
+    """The operator on devices without a kernel."""
+    return _vectors.gradient(A, grad).contiguous()
 
 
 # Entries of A that are squared at a time: their copy in float64 is 32 MiB on the CPU, and none on a GPU.
