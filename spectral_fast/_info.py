@@ -67,8 +67,13 @@ def explain(
     dtype, device, driver: of the call. A device needs not be there: what would run is said, but whether CUDA
         kernels load is found out on this machine.
 
-    Raises ValueError where the call would be refused: the shape, the dtype, the driver.
+    Raises ValueError where the call would be refused: the shape, the dtype, the driver; TypeError for a
+    tensor in place of its shape.
     """
+    if isinstance(shape, torch.Tensor):
+        raise TypeError(
+            "explain() takes no tensor but what describes one: explain(A.shape, A.dtype, A.device)"
+        )
     kind = torch.device(device).type
     missing = cuda.load()[1] if kind == "cuda" else ""
     return choose(tuple(shape), dtype, kind, driver, cuda_missing=missing)

@@ -164,8 +164,7 @@ def _threads(number: int | None) -> Iterator[None]:
 def _report(arguments: argparse.Namespace) -> int:
     run = arguments.path.resolve()
     out = arguments.out or run.with_name(f"{run.name}-report")
-    for module, extra in (("pyarrow", "parquet"), ("matplotlib", "demo")):
-        _check_installed("report", module, extra)
+    _check_installed("report", pyarrow="parquet", matplotlib="demo")
     if out.exists() and not out.is_dir():
         raise _CommandError(f"{out}: is a file; give a directory to --out")
     if out.resolve() == run or run in out.resolve().parents:
@@ -291,9 +290,9 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         if arguments.plot.suffix.lower() not in PICTURE_SUFFIXES:
             raise _CommandError(f"{arguments.plot}: --plot writes {', '.join(PICTURE_SUFFIXES)} files only")
-        _check_installed("--plot", "matplotlib", "demo")
+        _check_installed("--plot", matplotlib="demo")
     if arguments.parquet is not None:
-        _check_installed("--parquet", "pyarrow", "parquet")
+        _check_installed("--parquet", pyarrow="parquet")
 
 
 def _check_output(output: Path, checkpoint: Path) -> None:
@@ -310,11 +309,12 @@ def _check_output(output: Path, checkpoint: Path) -> None:
         raise _CommandError(f"{output}: is the checkpoint itself; write to another file")
 
 
-def _check_installed(option: str, module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise _CommandError(
-            f"{option} needs {module}, which the extra {extra!r} brings: pip install 'spectral_fast[{extra}]'"
-        )
+def _check_installed(option: str, **extras: str) -> None:
+    """extras: by the module that each brings."""
+    missing = [module for module in extras if importlib.util.find_spec(module) is None]
+    if missing:
+        names = ",".join(extras[module] for module in missing)
+        raise _CommandError(f"{option} needs {' and '.join(missing)}: pip install 'spectral_fast[{names}]'")
 
 
 def _with_progress(matrices: list[WeightMatrix]) -> Iterable[WeightMatrix]:

@@ -136,6 +136,8 @@ def test_explain_refuses_what_the_call_would() -> None:
         sf.explain((3, 3), device="cuda", driver="jacobi")
     with pytest.raises(ValueError, match=r"'gesvd' is not available for torch\.float32 on cpu"):
         sf.explain((3, 3), driver="gesvd")
+    with pytest.raises(TypeError, match=r"explain\(A\.shape, A\.dtype, A\.device\)"):
+        sf.explain(torch.eye(3))
 
 
 def test_the_debug_log_says_which_path_ran(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from spectral_fast.monitor.parquet import read_run
 from tests.doc_pages import ROOT, Block, blocks, pages
@@ -20,7 +19,6 @@ SINKS = ROOT / "docs/sinks.md"
 # What a page's reader has already.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/sinks.md": lambda: {"looks": [look(0), look(1, "tracked"), look(1500)]},
-    "docs/weightwatcher.md": lambda: {"model": torch.nn.Sequential(torch.nn.Linear(96, 128))},
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from spectral_fast import cli
 from spectral_fast.lifecycle import training as harness
 from spectral_fast.lifecycle.commands import train as command
 from spectral_fast.lifecycle.config import TrainConfig
@@ -92,6 +93,18 @@ def test_what_the_command_refuses(text: Path, tmp_path: Path, capsys: pytest.Cap
     assert run_command(str(text / "0.txt" / "run"), f"--data={text}", *SMALL) == 2
     assert "Not a directory" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train RUN", "phenomena RUN --out OUT", "reproduce OUT"])
+def test_a_missing_package_is_told_with_the_extra_that_brings_all(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "spectral_fast.monitor.parquet", raising=False)
+    assert cli.main(["lifecycle", *command.split()]) == 2
+    assert capsys.readouterr().err.endswith(
+        "pyarrow is not installed: pip install 'spectral_fast[lifecycle]'\n"
+    )
 
 
 def train_on_a_rank(run: str) -> dict[str, Any]:

@@ -252,6 +252,19 @@ def test_gradient_accumulation_counts_optimizer_steps() -> None:
         assert monitor.report().step == 3
 
 
+def test_a_step_is_counted_once() -> None:
+    model = nn.Linear(8, 8)
+    with SpectralMonitor(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)) as monitor:
+        with pytest.raises(RuntimeError, match=r"counts its optimizer's steps: leave out monitor\.step\(\)"):
+            monitor.step()
+        assert monitor.report().step == 0
+
+
+def test_what_cannot_be_called_is_no_sink() -> None:
+    with pytest.raises(TypeError, match="a sink is called with each look, got 'runs/first'"):
+        SpectralMonitor(nn.Linear(8, 8), sinks=["runs/first"])
+
+
 def test_compiled_and_wrapped_models_keep_their_names() -> None:
     model = Model()
     names = [m.name for m in SpectralMonitor(model).look().matrices]

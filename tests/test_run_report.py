@@ -76,6 +76,18 @@ def test_an_exact_value_wins_at_its_step_and_is_compared_with_the_estimate_befor
     assert audit.held.tolist() == [False, True]
 
 
+def test_exact_values_of_a_tracked_look_are_not_compared(tmp_path):
+    """A tracker looks at small matrices exactly: what the weights did since is no error of an estimate."""
+
+    def at(step, kind, error, a):
+        errors = {} if kind == "exact" else {"alpha": error}
+        return Look(step, kind, 0.0, 0.0, 0.0, 5, 1, [one("a", 0, "q", kind, {"alpha": a}, errors)])
+
+    looks = [at(0, "exact", 0, 2.0), at(4, "tracked", 0.0, 2.5), at(5, "exact", 0, 3.0)]
+    looks += [at(9, "tracked", 0.1, 3.5), at(10, "exact", 0, 4.0)]
+    assert history_of(tmp_path, looks).audit("alpha").difference == pytest.approx([0.125])
+
+
 def test_a_heat_map_leaves_out_what_was_not_looked_at(tmp_path):
     def at(step, layers, every):
         matrices = [one(f"{n}", n, "q", "exact", {"alpha": 10.0 * n + step}) for n in layers]
@@ -216,7 +228,7 @@ def test_edges(tmp_path, case):
         assert "No look of this run has it." in page
     if case == "tracked only":
         assert "No exact look was made" in page
-        assert "No exact look follows a tracked one." in page
+        assert "No exact look follows an estimate." in page
     sink.close()
 
 
@@ -253,9 +265,21 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, arguments
 
 
 def test_the_command_without_its_packages_names_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    told = "report needs pyarrow and matplotlib: pip install 'spectral_fast[parquet,demo]'"
+    assert told in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else object())
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert "report needs matplotlib, which the extra 'demo' brings" in capsys.readouterr().err
+    assert "report needs matplotlib: pip install 'spectral_fast[demo]'" in capsys.readouterr().err
+
+
+def test_the_overview_of_one_look_outside_of_layers(tmp_path):
+    write_run(tmp_path / "run", {1: "exact"}, [("a", None, "other", 4, 2)])
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run-report/report.html").read_text(encoding="utf-8")
+    assert "<dd>1 exact, at step 1</dd>" in page
+    assert "<dd>1: " in page
 
 
 def test_a_run_without_a_look_raises(tmp_path):

@@ -132,7 +132,7 @@ _Reader = Callable[[Path], list[CheckpointTensor]]
 
 def _choose_reader(path: Path) -> _Reader:
     if not path.exists():
-        raise CheckpointError(path, "does not exist", "Check the path")
+        raise CheckpointError(path, "does not exist", "Check the path; nothing is downloaded")
     if not path.is_file():
         raise CheckpointError(path, "is not a regular file", f"Of files, {_SUPPORTED}")
     with path.open("rb") as file:

@@ -93,7 +93,8 @@ class SpectralMonitor:
     clock: of wall time, in seconds. One that stands still while something else runs keeps that out of the
         share.
 
-    Raises ValueError for a model without weight matrices, and for intervals or a budget that are none.
+    Raises ValueError for a model without weight matrices, and for intervals or a budget that are none;
+    TypeError for a sink that cannot be called.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class SpectralMonitor:
         weights.changed()
         if not weights.matrices:
             raise ValueError("SpectralMonitor: the model has no weight matrices to look at")
+        if wrong := [sink for sink in sinks if not callable(sink)]:
+            raise TypeError(f"SpectralMonitor: a sink is called with each look, got {wrong[0]!r}")
         self._ranks = ranks if ranks is not None else _ranks()
         self._account = Account(clock)
         self._following = Following(weights, self._ranks, self._tell, track_every > 0, self._account.now)
@@ -131,7 +134,7 @@ class SpectralMonitor:
         self._hook = None
         if optimizer is not None:
             # A compiled function that steps the optimizer breaks its graph here and does not trace the look.
-            hook = torch.compiler.disable(lambda *_: self.step())
+            hook = torch.compiler.disable(lambda *_: self._stepped())
             self._hook = optimizer.register_step_post_hook(hook)
 
     @property
@@ -152,9 +155,15 @@ class SpectralMonitor:
     def step(self) -> None:
         """An optimizer step was made: look if it is time.
 
-        Does not raise because of a weight or a sink. Raises RuntimeError when the monitor is closed.
+        Does not raise because of a weight or a sink. Raises RuntimeError when the monitor is closed, and
+        where it has the optimizer: the step would count twice.
         """
         self._require_open()
+        if self._hook is not None:
+            raise RuntimeError("this SpectralMonitor counts its optimizer's steps: leave out monitor.step()")
+        self._stepped()
+
+    def _stepped(self) -> None:
         with self._account.spending(), undisturbed():
             self._account.step()
             self._step += 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectral_fast.lifecycle.commands.failure import failed
+from spectral_fast.lifecycle.commands.failure import failed, not_installed
 from spectral_fast.lifecycle.outputs import plain, write_figure, write_json
 from spectral_fast.report import encodable
 
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from spectral_fast.lifecycle.findings import ALPHAS, findings, measure_all
         from spectral_fast.monitor.parquet import RunError
     except ImportError as error:
-        return failed(f"{error}; pip install 'spectral_fast[lifecycle]'")
+        return not_installed(error)
     out: Path = arguments.out
     if out.exists() and not out.is_dir():
         return failed(f"{out}: is a file; give a folder to --out")

@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-from spectral_fast.lifecycle.commands.failure import failed
+from spectral_fast.lifecycle.commands.failure import failed, not_installed
 from spectral_fast.lifecycle.config import SIZES, TrainConfig
 
 _EXIT_CODES = """\
@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from spectral_fast.lifecycle.reproduce import Plan, reproduce
         from spectral_fast.monitor.parquet import RunError
     except ImportError as error:
-        return failed(f"{error}; pip install 'spectral_fast[lifecycle]'")
+        return not_installed(error)
     if arguments.jobs is not None and arguments.jobs < 1:
         return failed(f"--jobs {arguments.jobs}: is not a positive number")
     try:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from spectral_fast.arguments import device_of
-from spectral_fast.lifecycle.commands.failure import failed
+from spectral_fast.lifecycle.commands.failure import failed, not_installed
 from spectral_fast.lifecycle.config import SIZES, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         from spectral_fast.monitor.parquet import RunError
     except ImportError as error:
-        return failed(error)
+        return not_installed(error)
     try:
         _train(arguments)
     except (ImportError, ValueError, RunError) as error:  # TrainingError and CorpusError are ValueErrors

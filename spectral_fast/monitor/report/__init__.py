@@ -103,6 +103,6 @@ def _sections(history: History, found: dict[str, Audit]) -> list[Section]:
             "they were, and whether that is within the 95 % interval stated. The distance includes what the "
             "weights did in the steps between.",
             audits(found),
-            missing="No exact look follows a tracked one.",
+            missing="No exact look follows an estimate.",
         ),
     ]

@@ -51,7 +51,7 @@ class Statistic:
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """How far a statistic was from its exact value, wherever an exact look follows another kind.
+    """How far an estimate was from the exact value, wherever an exact look follows another kind.
 
     Arrays of shape (pairs,).
 
@@ -118,8 +118,9 @@ class History:
         before, after = order[:-1], order[1:]
         pair = self._matrix[before] == self._matrix[after]
         pair &= ~self._exact_row[before] & self._exact_row[after]
-        before, after = before[pair], after[pair]
         numbers, errors, held = self._columns(name)
+        pair &= errors[before] != 0  # a tracker looks at small matrices exactly: nothing was estimated
+        before, after = before[pair], after[pair]
         with np.errstate(divide="ignore", invalid="ignore"):
             difference = np.abs(numbers[before] - numbers[after]) / np.abs(numbers[after])
             interval = NORMAL_95 * errors[before] / np.abs(numbers[after])

@@ -39,7 +39,8 @@ dt { color: var(--quiet); } dd { margin: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem;
   white-space: nowrap; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { background: var(--panel); white-space: normal; vertical-align: bottom; min-width: 4.5rem; }
+th { background: var(--panel); white-space: normal; vertical-align: bottom; min-width: 4.5rem;
+  overflow-wrap: normal; }
 th.text, td.text { text-align: left; }
 caption { text-align: left; padding: .4rem .7rem; white-space: normal; color: var(--quiet); }
 """
@@ -85,10 +86,12 @@ def _overview(history: History) -> str:
     looks = ", ".join(f"{which.sum():,} {kind}" for which, kind in kinds if which.any())
     roles = list(dict.fromkeys(role_name(matrix.role) for matrix in history.matrices))
     layers = {matrix.layer for matrix in history.matrices if matrix.layer is not None}
+    first, last = history.steps[0], history.steps[-1]
+    steps = f"at steps {first:,} to {last:,}" if last > first else f"at step {first:,}"
+    depth = f" in {count(len(layers), 'layer', 'layers')}" if layers else ""
     facts = {
-        "Looks": f"{looks}, at steps {history.steps[0]:,} to {history.steps[-1]:,}",
-        "Matrices": f"{len(history.matrices):,} in {count(len(layers), 'layer', 'layers')}: "
-        + ", ".join(roles),
+        "Looks": f"{looks}, {steps}",
+        "Matrices": f"{len(history.matrices):,}{depth}: " + ", ".join(roles),
         "Cost": f"{percent(history.share[-1])} of wall time when the last look was made",
     }
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
