@@ -92,7 +92,8 @@ def look(
         if not bool(late.any()):
             break
         where = late.nonzero()[:, 0]
-        again = ritz(found.vectors[where], products(found.vectors[where], where)[0])
+        V_late = found.vectors[where]
+        again = ritz(V_late, products(V_late, None if len(where) == len(late) else where)[0])
         found = Ritz(*(old.index_copy(0, where, new) for old, new in zip(found, again, strict=True)))
 
     kept, last = found.vectors[..., :-1], fresh[..., None]

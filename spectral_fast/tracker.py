@@ -169,9 +169,9 @@ class SpectralTracker:
             V = previous.vectors.all
         else:
             self._calibration = Calibration()
-            V = torch.linalg.qr(self._draw(batch, max(self.k + _GUARD, _LEAST_BLOCK))).Q
-            for _ in range(_COLD_PRODUCTS):
-                V = ritz(V, batch.products(V)[0]).vectors
+            V = self._draw(batch, max(self.k + _GUARD, _LEAST_BLOCK)) * batch.kind.n**-0.5
+            always = Repeat(-1.0, self.k, _COLD_PRODUCTS)
+            V = batch.look(V, self._draw(batch, 1)[..., 0], None, always).vectors
         V = self._converged(batch, V, S)
         bulk = None
         if self.exponents:
