@@ -100,6 +100,8 @@ sf.svdvals(A), sf.svdvals(torch.stack([A, A]))
 assert count() == before, (before, count())
 other = threading.Thread(target=lambda: sf.svdvals(A))
 other.start(), other.join()
+while threading.active_count() > 1 or str(other.native_id) in os.listdir("/proc/self/task"):
+    pass  # the system has not quite ended it
 assert count() == before + 2, (before, count())
 """
 

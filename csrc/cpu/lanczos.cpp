@@ -46,15 +46,10 @@ class Walks {
         kernel_.lanczos_piece(shape_, start_, phase, step, piece, workspace, scratch[worker].own.get());
       });
     };
+    const auto of_worker = [&](int worker) { return scratch[worker].product.get(); };
     if (!rows(LanczosPhase::start, 0)) return;
     for (int64_t step = 0; step < shape_.steps; ++step) {
-      products_.begin(index, arrays.x, space.product);
-      if (!run(products_.pieces(), [&](int64_t piece, int worker) {
-            products_.piece(index, piece, piece + 1, space.product, scratch[worker].product.get());
-          }))
-        return;
-      if (!run(sizes_.pieces, [&](int64_t part, int) { products_.end(index, space.product, part, sizes_.pieces, arrays.z); }))
-        return;
+      if (!products_.multiply(index, arrays.x, space.product, of_worker, run, arrays.z)) return;
       if (step == 0) out_.energy[index] = GramProducts<Scalar>::energy(space.product);
       const int64_t at = (index * shape_.steps + step) * shape_.vectors * shape_.vectors;
       const LanczosBlocks blocks{out_.along + at, out_.first + at, out_.second + at};

@@ -54,21 +54,13 @@ class Looks {
                  [&](int64_t piece, int) { kernel_.look_piece(shape_, in, step, status, piece, workspace, vectors); });
     };
     const auto small = [&](LookStep step) { return kernel_.look_small(shape_, step, workspace, &result); };
-    const auto multiply = [&](const GramProducts<Scalar>& products, typename GramProducts<Scalar>::Space& of, const Scalar* x) {
-      products.begin(index, x, of);
-      if (!run(products.pieces(),
-               [&](int64_t piece, int worker) { products.piece(index, piece, piece + 1, of, scratch[worker].get()); }))
-        return false;
-      const int64_t parts = sizes_.pieces;
-      return run(parts, [&](int64_t part, int) { products.end(index, of, part, parts, arrays.z); });
-    };
-
+    const auto of_worker = [&](int worker) { return scratch[worker].get(); };
     if (!rows(LookStep::gather)) return;
     if (shape_.probes) {
       small(LookStep::gather);
       if (!rows(LookStep::project)) return;
     }
-    if (!multiply(first_, space.first, arrays.x)) return;
+    if (!first_.multiply(index, arrays.x, space.first, of_worker, run, arrays.z)) return;
     result.energy = out_.energy[index] = GramProducts<Scalar>::energy(space.first);
     if (!rows(LookStep::inner)) return;
     status = small(LookStep::inner);
@@ -78,7 +70,7 @@ class Looks {
       out_.bulk[2 * index] = result.squares_sum, out_.bulk[2 * index + 1] = result.drift;
     }
     for (int64_t product = 1; product < batch_.most_products && status == LookStatus::good && late(result.pending); ++product) {
-      if (!multiply(again_, space.again, arrays.next) || !rows(LookStep::inner_again)) return;
+      if (!again_.multiply(index, arrays.next, space.again, of_worker, run, arrays.z) || !rows(LookStep::inner_again)) return;
       status = small(LookStep::inner_again);
       if (!rows(LookStep::turn_again)) return;
     }

@@ -52,18 +52,22 @@ class GramProducts {
   }
   Block scratch() const { return poisoned(scratch_bytes_); }
 
-  void begin(int64_t index, const Scalar* x, Space& space) const {
-    kernel_.gram_product_begin(matrices_[index], columns_, x, space.vectors.get());
-  }
-  void piece(int64_t index, int64_t piece, int64_t next, Space& space, void* scratch) const {
-    space.energies[piece] =
-        kernel_.gram_product_piece(matrices_[index], columns_, piece, next, space.vectors.get(),
-                                   space.partials.get() + piece * static_cast<int64_t>(sizes_.vectors_bytes), scratch);
-  }
-  // Rows of Z by `part` of `parts`, which changes no bit.
-  void end(int64_t index, const Space& space, int64_t part, int64_t parts, Scalar* z) const {
-    kernel_.gram_product_end(matrices_[index], columns_, space.partials.get(), cols_ * part / parts, cols_ * (part + 1) / parts,
-                             z);
+  // By run(count, f) of rounds.h; scratch_of(worker) is that worker's. False: cancelled.
+  template <typename ScratchOf, typename Run>
+  bool multiply(int64_t index, const Scalar* x, Space& space, const ScratchOf& scratch_of, const Run& run, Scalar* z) const {
+    const MatrixView& a = matrices_[index];
+    Block::pointer const vectors = space.vectors.get(), partials = space.partials.get();
+    kernel_.gram_product_begin(a, columns_, x, vectors);
+    const int64_t count = pieces();
+    if (!run(count, [&](int64_t piece, int worker) {
+          const auto partial = partials + piece * static_cast<int64_t>(sizes_.vectors_bytes);
+          space.energies[piece] = kernel_.gram_product_piece(a, columns_, piece, piece + 1, vectors, partial, scratch_of(worker));
+        }))
+      return false;
+    // Rows of Z, in as many parts: that changes no bit.
+    return run(count, [&](int64_t part, int) {
+      kernel_.gram_product_end(a, columns_, partials, cols_ * part / count, cols_ * (part + 1) / count, z);
+    });
   }
   static double energy(const Space& space) {
     double total = 0;

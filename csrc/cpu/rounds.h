@@ -11,7 +11,7 @@ namespace spectral_fast {
 
 // Calls work(index, space, scratch, run) for `count` > 0 matrices. work.space() is made for each matrix in work and
 // work.scratch() for each thread; run(pieces, f) calls f(piece, worker) for all pieces and returns false where the call was
-// cancelled, after which the work on this matrix must end. As in gram_product(): full rounds of a matrix a thread, and all
+// cancelled, after which the work on this matrix must end. As in svdvals(): full rounds of a matrix a thread, and all
 // threads inside those of a last round that would leave half of them idle. `worth`: no more threads than that.
 template <typename Work>
 bool run_rounds(const Work& work, int64_t count, int64_t worth, int threads, bool (*interrupted)()) {
