@@ -10,12 +10,15 @@ taught, weighs as many observations, and forgets a fifth at each look.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 _FORGET = 0.8
 # Of a 4-layer GPT, AdamW 1e-3, 600 steps (docs/tracking.md); the prior weighs as much as that many values.
 _GAIN, _GAIN_SPREAD, _GAIN_WEIGHT = 0.42, 0.3, 256.0
+_PRIOR = tuple(_GAIN_WEIGHT * moment for moment in (1.0, _GAIN, _GAIN**2 + _GAIN_SPREAD**2))
 # One jump must not decide for the rest of a run: (error / expected error)^2 counts no more than this.
 _LARGEST = 100.0
 # Matrices' worth of looks that the expected errors weigh; of its own a matrix must have as many to count as
@@ -27,9 +30,7 @@ class Calibration:
     """Of the matrices of one tracker."""
 
     def __init__(self) -> None:
-        moments = [1.0, _GAIN, _GAIN**2 + _GAIN_SPREAD**2]
-        self._prior = torch.tensor(moments, dtype=torch.float64, device="cpu") * _GAIN_WEIGHT
-        self._gain = self._prior
+        self._gain = _PRIOR  # count, sum and sum of squares of what was seen
         # Of each exponent and matrix (3, B): how many looks, and the sums of (error / expected error)^2, of
         # following and of holding.
         self._squares: tuple[Tensor, Tensor, Tensor] | None = None
@@ -37,13 +38,13 @@ class Calibration:
     @property
     def gain(self) -> float:
         """Of what the iteration has to gain, the share that is missing."""
-        return float(self._gain[1] / self._gain[0])
+        return self._gain[1] / self._gain[0]
 
     @property
     def gain_error(self) -> float:
         """The standard error of that share: times pending, of values that gain times pending was added to."""
-        weight, total, squares = self._gain.tolist()
-        return float((squares / weight - (total / weight) ** 2) ** 0.5)
+        weight, total, squares = self._gain
+        return math.sqrt(squares / weight - (total / weight) ** 2)
 
     def learn_gain(self, squares: Tensor, pending: Tensor, S: Tensor) -> None:
         """From the Ritz values of a look and what was pending (B, s), and the exact values S (B, n)."""
@@ -52,9 +53,11 @@ class Calibration:
         # Where rounding is a tenth of what is missing it tells nothing.
         use = pending > 10 * torch.finfo(torch.float32).eps * values[:, :1] / values
         share = (missing / pending)[use].clamp(-1, 4)
-        new = [float(len(share)), float(share.sum()), float(share.square().sum())]
-        seen = torch.tensor(new, dtype=torch.float64, device="cpu")
-        self._gain = self._prior + _FORGET * (self._gain - self._prior) + seen
+        seen = (float(len(share)), float(share.sum()), float(share.square().sum()))
+        self._gain = tuple(
+            prior + _FORGET * (before - prior) + now
+            for prior, before, now in zip(_PRIOR, self._gain, seen, strict=True)
+        )
 
     def exponents(self, followed: Tensor, last: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The exponents to report, their standard errors (3, B), and which are held, bool (3,).

@@ -274,43 +274,41 @@ class SpectralTracker:
 
     def _report(self, look: _Followed, anchor: _Anchor) -> TrackedStats:
         calibration, k = self._calibration, self.k
-        values = look.values[:, :k]
-        sigma = values[:, 0]
+        values, pending = look.values[:, :k], look.found.pending[:, :k]
+        sigma, energy = values[:, 0], look.found.energy
         # What is left is rounding, of the exact look's float32 as of the product's.
-        rounding = 2 * torch.finfo(torch.float32).eps * sigma
-        pending = look.found.pending[:, :k] * calibration.gain_error
-        error = ((pending * values).square() + rounding[:, None].square()).sqrt()
-        needs = look.found.energy != 0
+        rounding = sigma[:, None] * (2 * torch.finfo(torch.float32).eps)
+        error = torch.hypot(values * pending * calibration.gain_error, rounding)
         unknown = torch.full_like(sigma, torch.nan)
+        drift, late = unknown, None
         exponents = spreads = [unknown] * len(EXPONENTS)
         held: tuple[str, ...] = ()
-        if look.followed is None:
-            needs &= ~(2 * error[:, 0] <= self.tolerance * sigma)
-        else:
+        if look.followed is not None:
             followable, drift = look.followed.followable, look.followed.drift
             # Of a spectrum that is flat to within its drift V tells nothing.
             squares = look.found.squares
             flat = (squares[:, 0] - squares[:, -2] < drift * squares[:, 0]) & followable
             unseen = torch.where(flat, drift / 2, 0)[:, None] * values
-            error = (error.square() + unseen.square()).sqrt()
-            needs &= ~(2 * error[:, 0] <= self.tolerance * sigma)
+            error = torch.hypot(error, unseen)
 
             expected, grown = look.followed.errors
             value, spread, hold = calibration.exponents(look.followed.exponents, anchor.at, expected)
             # An exact look does not help against what is there right after it.
             grown = torch.where(grown > 0, spread * grown / expected, grown)
             late = ~(grown <= self.alpha_tolerance * value.abs()).all(0)
-            needs |= torch.where(followable, late, look.followed.jumped)
+            late = torch.where(followable, late, look.followed.jumped)
             value, spread = (torch.where(followable, x, torch.nan) for x in (value, spread))
             exponents, spreads = list(value), list(spread)
             held = tuple(name for name, one in zip(EXPONENTS, hold.tolist(), strict=True) if one)
-        stable_rank = look.found.energy / sigma.square()
+        relative = 2 * error[:, 0] / sigma
+        needs = ~(relative <= self.tolerance) & (energy != 0)
+        stable_rank = energy / sigma.square()
         return TrackedStats(
             spectral_norm=sigma,
             spectral_norm_error=error[:, 0],
-            frobenius_norm=look.found.energy.sqrt(),
+            frobenius_norm=energy.sqrt(),
             stable_rank=stable_rank,
-            stable_rank_error=2 * stable_rank * error[:, 0] / sigma,
+            stable_rank_error=stable_rank * relative,
             leading=values,
             leading_error=error,
             alpha_hill=exponents[0],
@@ -320,8 +318,8 @@ class SpectralTracker:
             alpha_ranksize=exponents[2],
             alpha_ranksize_error=spreads[2],
             xmin=anchor.xmin,
-            drift=unknown if look.followed is None else look.followed.drift,
-            needs_exact=needs,
+            drift=drift,
+            needs_exact=needs if late is None else needs | late,
             held=held,
         )
 

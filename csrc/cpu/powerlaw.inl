@@ -277,11 +277,16 @@ static double hill_of(const PowerLawWorkspace& ws, int64_t count, int64_t k) {
   return 1 + static_cast<double>(k) / ws.excess[count - k];
 }
 
+// Of the k largest values, or of the upper half of the positive ones; the others do not enter.
 static double hill_alpha(const double* x, int64_t n, int64_t k, void* workspace) {
   Arena arena{static_cast<char*>(workspace), 0};
   const PowerLawWorkspace ws(arena, n);
-  const int64_t count = x[0] == x[0] ? take_positive(ws, x, n) : 0;
-  if (count == 0) return __builtin_nan("");
-  tails(ws, count);
-  return hill_of(ws, count, k > 0 ? k : count - count / 2);
+  int64_t zeros = 0;
+  while (zeros < n && !(x[zeros] > 0)) ++zeros;
+  const int64_t count = x[0] == x[0] ? n - zeros : 0;
+  if (k <= 0) k = count - count / 2;
+  if (count == 0 || k > count) return __builtin_nan("");
+  take_positive(ws, x + n - k, k);
+  tails(ws, k);
+  return hill_of(ws, k, k);
 }
