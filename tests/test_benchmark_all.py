@@ -88,6 +88,15 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "REST_SECONDS", 0.0)
 
 
+def six_digits(data: Any) -> Any:
+    """As compact rounds, with every sample: 68.7499999 is not to be rounded twice."""
+    if isinstance(data, dict):
+        return {key: six_digits(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [six_digits(value) for value in data]
+    return float(f"{data:.6g}") if isinstance(data, float) else data
+
+
 def test_a_report_is_json_markdown_and_plots(run: Any, tmp_path: Path) -> None:
     code, data = run(f"--sections={','.join(QUICK)}")
     assert code == 0, data["status"]
@@ -108,7 +117,8 @@ def test_a_report_is_json_markdown_and_plots(run: Any, tmp_path: Path) -> None:
     # A page says the same from the JSON without samples.
     small = json.loads(json.dumps(compact(data)))
     assert len(json.dumps(small)) < len(json.dumps(data))
-    assert TABLES["threads"][0](small["sections"]["threads"]) in text
+    whole = six_digits(data["sections"]["threads"])
+    assert TABLES["threads"][0](small["sections"]["threads"]) == TABLES["threads"][0](whole)
 
 
 def test_a_section_alone_goes_into_the_report_that_is_there(
@@ -302,7 +312,7 @@ def test_tracking_and_monitor_end_in_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert watched["by_difference"] is not None
     for name, section in (("tracking", found), ("monitor", watched)):
         for make in TABLES[name]:
-            assert make(section) == make(json.loads(json.dumps(compact(section))))
+            assert make(six_digits(section)) == make(json.loads(json.dumps(compact(section))))
 
 
 # Statistics
