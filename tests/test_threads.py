@@ -91,7 +91,7 @@ def test_many_callers_at_once() -> None:
 
 THREADS = """
 import os, threading, torch, spectral_fast as sf
-torch.set_num_threads(3)
+torch.set_num_threads(2)
 A, M = torch.randn(400, 400), torch.randn(600, 600)
 count = lambda: len(os.listdir("/proc/self/task"))
 M @ M
@@ -102,14 +102,14 @@ other = threading.Thread(target=lambda: sf.svdvals(A))
 other.start(), other.join()
 while threading.active_count() > 1 or str(other.native_id) in os.listdir("/proc/self/task"):
     pass  # the system has not quite ended it
-assert count() == before + 2, (before, count())
+assert count() == before + 1, (before, count())
 """
 
 
 @pytest.mark.parametrize("binding", ["false", "true"])
 def test_threads_are_those_of_torch(binding: str) -> None:
     """They spin after torch's operations, on the cores that others would need. Another caller has ours."""
-    env = {**os.environ, "OMP_PROC_BIND": binding}
+    env = {**os.environ, "OMP_PROC_BIND": binding, "OMP_WAIT_POLICY": "active"}
     subprocess.run([sys.executable, "-c", THREADS], env=env, check=True, timeout=120)
 
 

@@ -1,10 +1,15 @@
 #include "threads.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstdio>
+#include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -191,18 +196,22 @@ class OwnThreads : public Pool {
 
 class BorrowedThreads : public Pool {
  public:
-  // For the thread to which `openmp` is available.
-  Pool* of(const OpenMP* openmp) {
+  // Whether to borrow them now, for the thread to which `openmp` is available. A team that sleeps is left alone: its members may
+  // wake on the caller's core, and the runtime spins for them there (5 ms were seen for a call of 0.3). A caller that is bound to
+  // fewer cores than the runtime has no better choice, for threads of its own would be bound to them, too.
+  bool awake(const OpenMP* openmp) {
     openmp_ = openmp;
-    return this;
+    return available_cpus() < openmp->processors() || runs(watched_.load());
   }
 
   int begin(int workers) override {
     workers_ = std::min(workers, most_workers);
     while (static_cast<int>(sleepers_.size()) < workers_ - 1) sleepers_.push_back(std::make_unique<Sleeper>());
+    entered_.store(1);
     closed_.store(false);
     openmp_->start([](void* pool) { static_cast<BorrowedThreads*>(pool)->member(); }, this, 0, 0);
-    workers = std::min(workers_, openmp_->threads());
+    team_ = openmp_->threads();
+    workers = std::min(workers_, team_);
     crowded_.store(workers > openmp_->processors(), std::memory_order_relaxed);
     return workers;
   }
@@ -210,18 +219,37 @@ class BorrowedThreads : public Pool {
   void end() override {
     closed_.store(true);
     for (const auto& sleeper : sleepers_) sleeper->wake();
+    // The runtime would spin for members that are still waiting for this very core: 5 ms where they had slept.
+    while (entered_.load() < team_) sched_yield();
     openmp_->end();
   }
 
  private:
   void member() {
+    ++entered_;
     if (closed_.load()) return;  // what begin() wrote before it opened the pool is seen now
     const int worker = openmp_->member();
+    if (worker == 1) watched_.store(static_cast<pid_t>(syscall(SYS_gettid)));
     if (worker > 0 && worker < workers_) serve(*sleepers_[worker - 1], worker);
   }
 
+  // A thread that is not known, or not any more, counts as awake: then it gets known.
+  static bool runs(pid_t thread) {
+    char text[128] = {};
+    std::snprintf(text, sizeof text, "/proc/self/task/%d/stat", static_cast<int>(thread));
+    const int file = open(text, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return true;
+    const ssize_t length = read(file, text, sizeof text - 1);
+    close(file);
+    text[std::max<ssize_t>(length, 0)] = 0;
+    const char* const name_ends = std::strrchr(text, ')');  // tid (name) state
+    return !name_ends || std::strncmp(name_ends, ") R", 3) == 0;
+  }
+
   const OpenMP* openmp_ = nullptr;
-  int workers_ = 1;
+  std::atomic<pid_t> watched_{0};  // member 1
+  int workers_ = 1, team_ = 1;
+  std::atomic<int> entered_{1};
 };
 
 }  // namespace
@@ -257,7 +285,10 @@ Crew::Crew(int threads, bool (*interrupted)()) : interrupted_(interrupted), next
   taken_ = std::unique_lock<std::mutex>(shared.in_use, std::try_to_lock);
   if (!taken_) return;
   const OpenMP* const openmp = OpenMP::available();
-  pool_ = openmp ? shared.borrowed.of(openmp) : &shared.own;
+  if (openmp && shared.borrowed.awake(openmp))
+    pool_ = &shared.borrowed;
+  else
+    pool_ = &shared.own;
   threads_ = pool_->begin(threads);
 }
 

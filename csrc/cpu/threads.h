@@ -1,4 +1,4 @@
-// The threads of a call: those of torch's OpenMP team (openmp.h) where it is to be had, else those of a small pool of our own.
+// The threads of a call: those of torch's OpenMP team (openmp.h) where it is to be had and awake, else a small pool of our own.
 #pragma once
 
 #include <atomic>
