@@ -11,9 +11,9 @@
 //   info         batch words. info_ok: the values hold the accuracy bound. info_nonfinite: A has a NaN or an infinity;
 //                its values are NaN and no other matrix is affected.
 //   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the output type,
-//                or twice the error of LAPACK on the same matrix where that is larger. A few float64 matrices miss it by up to
-//                about a factor of two: small ones in groups (README, Limits). One at a time, where reflectors are computed in
-//                pairs of doubles, 1 in 38000 hard ones did, by 1.1 (tests/oracles/zoo.py and orthogonal matrices).
+//                or twice the error of LAPACK on the same matrix where that is larger. A few float64 matrices miss it (README,
+//                Limits): up to k = 128, where reflectors are computed in pairs of doubles, 1 in 38000 hard ones did, by 1.1
+//                (tests/oracles/zoo.py and orthogonal matrices).
 //   workspace    one block for each matrix in work, workspace_bytes(rows, cols) long, aligned to workspace_alignment.
 //                A copy of the matrix or, where `reduce` runs, of its triangle in the output type (n^2) and in double (n^2 / 2);
 //                O((m + n) b) for panels, 24 n b bytes for the band, a chunk of at most 512 rows.

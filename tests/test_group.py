@@ -12,17 +12,20 @@ from tests.oracles.accuracy import constant, exact_values, judge
 from tests.oracles.zoo import FLOAT64_ONLY, ZOO
 
 SHAPES = [(1, 1), (2, 2), (3, 3), (8, 8), (5, 21), (21, 5), (20, 33), (64, 64)]
-_zoo: dict[tuple[torch.dtype, tuple[int, int]], tuple[list[str], Tensor, list[np.ndarray]]] = {}
+_zoo: dict[tuple[torch.dtype, tuple[int, int], int], tuple[list[str], Tensor, list[np.ndarray]]] = {}
 
 
-def zoo(dtype: torch.dtype, shape: tuple[int, int]) -> tuple[list[str], Tensor, list[np.ndarray]]:
+def zoo(
+    dtype: torch.dtype, shape: tuple[int, int], seed: int = 11
+) -> tuple[list[str], Tensor, list[np.ndarray]]:
     """Names, matrices and exact values of the whole zoo as one batch: hard neighbours for each other."""
-    if (dtype, shape) not in _zoo:
+    key = (dtype, shape, seed)
+    if key not in _zoo:
         makers = {**ZOO, **FLOAT64_ONLY} if dtype == torch.float64 else ZOO
-        g = torch.Generator().manual_seed(11)
+        g = torch.Generator().manual_seed(seed)
         A = torch.stack([make(*shape, g) for make in makers.values()]).to(dtype)
-        _zoo[dtype, shape] = list(makers), A, [exact_values(a) for a in A]
-    return _zoo[dtype, shape]
+        _zoo[key] = list(makers), A, [exact_values(a) for a in A]
+    return _zoo[key]
 
 
 def random_batch(dtype: torch.dtype, shape: tuple[int, int], batch: int = 40) -> Tensor:
@@ -39,9 +42,22 @@ def test_zoo_in_one_batch(isa: str, shape: tuple[int, int], dtype: torch.dtype) 
     assert (S[:, :-1] >= S[:, 1:]).all()
     for name, a, s, e in zip(names, A, S, exact, strict=True):
         accuracy = judge(a, s, e)
-        # float64 has no wider arithmetic: a few small matrices miss the bound (csrc/kernels.h, `accuracy`)
-        slack = 1.3 if dtype == torch.float64 else 1
-        assert accuracy.error <= slack * accuracy.allowed, (name, accuracy)
+        assert accuracy.holds, (name, accuracy)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (6, 5), (8, 8), (200, 5)], ids=str)
+def test_where_nothing_is_wider(isa: str, shape: tuple[int, int]) -> None:
+    """float64 of many hard matrices: none misses the bound, and most are far from it."""
+    errors = []
+    for seed in range(12):
+        _, A, exact = zoo(torch.float64, shape, seed)
+        for a, s, e in zip(A, sf.svdvals(A), exact, strict=True):
+            accuracy = judge(a, s, e)
+            assert accuracy.holds, (seed, accuracy)
+            if e[0] > torch.finfo(torch.float64).tiny:
+                errors.append(accuracy.error / float(e[0]) / torch.finfo(torch.float64).eps)
+    # 0.51 at most was seen; 0.56 to 0.76 with reflectors rounded as usual.
+    assert np.sqrt(np.mean(np.square(errors))) <= 0.55
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

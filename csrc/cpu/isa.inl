@@ -38,6 +38,8 @@ namespace {
 #include "lanes.inl"
 #include "dqds_lanes.inl"
 #include "refine_lanes.inl"
+#include "group_passes.inl"
+#include "group_precise.inl"
 #include "group.inl"
 #include "products_tiles.inl"
 #include "products.inl"

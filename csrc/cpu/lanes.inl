@@ -6,6 +6,7 @@
 
 typedef Simd<double> Lane;
 typedef Lane::Vector Reals;
+typedef PairOf<Reals> Pairs;
 typedef int64_t Masks __attribute__((vector_size(SF_VECTOR_BYTES)));  // of comparisons: -1 is true
 
 static constexpr int64_t lanes = Lane::lanes;

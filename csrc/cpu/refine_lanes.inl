@@ -2,6 +2,9 @@
 // at n = 64). Where the output is as wide as the arithmetic they are mended: bisection on Sturm counts of the first bidiagonal
 // (values.inl), from a bracket of 2^-46 either side to 2^-54. 8 n^2 divisions, `values_at_once` chains of them side by side.
 //
+// The brackets are of t in sigma (1 + t): between neighbouring doubles there are points to count at too, for the square of one
+// has another rounding.
+//
 // d, e: the bidiagonal, entries `all_lanes` apart. q, e2: n x all_lanes of workspace. sigma: descending, refined in place.
 static void refine_lanes(const double* d, const double* e, int64_t n, double* q, double* e2, double* sigma) {
   constexpr int values_at_once = 4, steps = 8;
@@ -14,18 +17,20 @@ static void refine_lanes(const double* d, const double* e, int64_t n, double* q,
     Lane::store(q + i * all_lanes, di * di), Lane::store(e2 + i * all_lanes, ei * ei);
   }
   for (int64_t first = 0; first < n; first += values_at_once) {
-    Reals low[values_at_once], high[values_at_once];
+    Reals square[values_at_once], square_low[values_at_once], low[values_at_once], high[values_at_once];
     for (int c = 0; c < values_at_once; ++c) {
       const int64_t i = first + c < n ? first + c : n - 1;
       const Reals x = unit * Lane::load(sigma + i * all_lanes);
-      low[c] = x * (1 - 0x1p-46), high[c] = x * (1 + 0x1p-46);
+      const Pairs exact = exact_product(x, x);
+      square[c] = exact.hi, square_low[c] = exact.lo;
+      low[c] = zero - 0x1p-46, high[c] = zero + 0x1p-46;
     }
     for (int step = 0; step < steps; ++step) {
       Reals middle[values_at_once], mu[values_at_once], s[values_at_once];
       Masks below[values_at_once] = {};
       for (int c = 0; c < values_at_once; ++c) {
         middle[c] = 0.5 * (low[c] + high[c]);
-        mu[c] = middle[c] * middle[c];
+        mu[c] = square[c] + (square_low[c] + 2.0 * square[c] * middle[c]);
         s[c] = -mu[c];
       }
       for (int64_t i = 0; i < n; ++i) {
@@ -46,8 +51,8 @@ static void refine_lanes(const double* d, const double* e, int64_t n, double* q,
     }
     for (int c = 0; c < values_at_once && first + c < n; ++c) {
       double* const value = sigma + (first + c) * all_lanes;
-      Reals x = 0.5 * (low[c] + high[c]);
-      for (int64_t l = 0; l < lanes; ++l) x[l] = unit[l] > 0 ? x[l] / unit[l] : 0;
+      Reals x = Lane::load(value);
+      x += x * (0.5 * (low[c] + high[c]));
       // Brackets of equal values may end a unit apart in the wrong order.
       if (first + c > 0) {
         const Reals above = Lane::load(value - all_lanes);
