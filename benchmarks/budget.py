@@ -29,7 +29,10 @@ def measure_all(
     max_seconds: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Row]:
-    """The rows of all cases; of those left out by memory, time or Ctrl-C with a status that says so."""
+    """The rows of all cases; of those left out by memory, time or Ctrl-C with a status that says so.
+
+    When no whole stack fits into the time that is left, halves of them are measured, or quarters, ...
+    """
     cap = MEMORY_SHARE * device_memory(setting.device)
     end = None if max_seconds is None else time.monotonic() + max_seconds
     pending: list[Case] = []
@@ -42,7 +45,11 @@ def measure_all(
     why = f"not in the budget of {max_seconds:g} s" if max_seconds is not None else ""
     queue, total, passed_over = deque(pending), len(pending), 0
     try:
-        while passed_over < len(queue):
+        while queue:
+            if passed_over == len(queue):
+                if all(case.count == 1 for case in queue):
+                    break
+                queue, passed_over = deque(case.half() if case.count > 1 else case for case in queue), 0
             case = queue[0]
             if end is not None and not _affordable(case, setting, end - time.monotonic(), len(queue)):
                 queue.rotate(-1)
@@ -56,7 +63,7 @@ def measure_all(
     except KeyboardInterrupt:
         why = INTERRUPTED
     for case in queue:
-        yield from _left_out(case, setting, why)
+        yield from _left_out(case.whole or case, setting, why)
 
 
 def _affordable(case: Case, setting: Setting, seconds: float, cases: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ class Case:
         models, roles: what has this shape.
         stacks: how many equal stacks of one model this one stands for (q, k, v and o have one shape).
         weights: real weights; random matrices otherwise.
+        whole: the stack that this is a part of, where there is no time for all of it.
     """
 
     m: int
@@ -32,9 +34,18 @@ class Case:
     roles: tuple[str, ...] = ()
     stacks: int = 1
     weights: tuple[WeightMatrix, ...] = field(default=(), repr=False)
+    whole: Case | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.m}×{self.n}" if self.calls == ("single",) else f"{self.count}×{self.m}×{self.n}"
+        if self.calls == ("single",):
+            return f"{self.m}×{self.n}"
+        count = f"{self.count} of {self.whole.count}" if self.whole else str(self.count)
+        return f"{count}×{self.m}×{self.n}"
+
+    def half(self) -> Case:
+        """The first half of the stack."""
+        count = max(1, self.count // 2)
+        return dataclasses.replace(self, count=count, weights=self.weights[:count], whole=self.whole or self)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ def _row_data(row: Row) -> dict[str, Any]:
         "roles": case.roles,
         "stacks": case.stacks,
         "matrices": case.count,
+        "of": (case.whole or case).count,
         "m": case.m,
         "n": case.n,
         "calls": row.calls,

@@ -21,7 +21,7 @@ from benchmarks import budget, measure
 from benchmarks.baselines import BASELINES, Baseline
 from benchmarks.cases import Case
 from benchmarks.measure import Row, Setting, plan_row
-from benchmarks.report import SCHEMA_VERSION, summary, summary_line, write_json
+from benchmarks.report import SCHEMA_VERSION, document, summary, summary_line, write_json
 from benchmarks.timing import spread
 from spectral_fast.heuristics import Plan
 from tests.benchmark_runs import TALL, by_method, svdvals_command
@@ -322,6 +322,20 @@ def test_large_cases_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = list(budget.measure_all(cases, setting(threads=1), max_seconds=60))
     assert [row.status for row in rows] == ["ok"] * 51
     assert rows[-1].case.m == 2048
+
+
+def test_a_stack_that_is_too_large_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 matrices of 512² take 24 s, 4 of them 6; one of 8192² takes longer than there is."""
+    monkeypatch.setattr(budget, "measure", measured_without_work)
+    cases = [Case(512, 512, 16, calls=("batch", "loop")), Case(8192, 8192, 4, calls=("batch",)), Case(2, 2)]
+    rows = list(budget.measure_all(cases, setting(), max_seconds=10))
+    assert [(str(row.case), row.status) for row in rows] == [
+        ("2×2", "ok"),
+        ("4 of 16×512×512", "ok"),
+        ("4 of 16×512×512", "ok"),
+        ("4×8192×8192", "not measured: not in the budget of 10 s"),
+    ]
+    assert [row["of"] for row in document(rows, {})["rows"]] == [1, 16, 16, 4]
 
 
 def test_an_interrupt_keeps_what_is_done(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_error_of_the_reduction(types: Types, name: str) -> None:
     # svdvals may err by 4 altogether, and half of that is for the stages that follow. Equal values see the
-    # norm of all roundings at once, 2.4 to 3.3 for 16 orthogonal matrices; the other stages add little to that.
+    # norm of all roundings at once, 2.4 to 3.3 for 16 orthogonal matrices; other stages add little to that.
     assert error_in_eps(types, name, 256) <= (4 if name == "all_equal" else 2)
 
 

@@ -181,7 +181,9 @@ def _conditioning(title: str, section: Data) -> Any:
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.grid(alpha=0.3)
-        grid[0, column].axhline(constant(n), color="black", linestyle=":", label="c, the bound promised")
+        grid[0, column].axhline(
+            constant(n), color="black", linestyle=":", label="promised: this, or twice torch"
+        )
         grid[0, column].set_title(f"{dtype}, {m}×{n}")
         grid[1, column].axhline(1, color="black", linewidth=0.8)
         grid[1, column].set_xlabel("condition number asked for")
@@ -230,7 +232,7 @@ def _growth(title: str, sizes: Data | None, batches: Data | None) -> Any:
         _plain_ticks(right.xaxis, sorted({row["matrices"] for row in rows_of(batches)}))
     for axes in (left, right):
         _plain_ticks(axes.yaxis, [10.0**decade * step for decade in range(-3, 7) for step in (1, 3)])
-        axes.margins(y=0.12)
+        axes.margins(x=0.1, y=0.12)
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.legend()
