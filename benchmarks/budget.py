@@ -31,7 +31,7 @@ def measure_all(
 ) -> Iterator[Row]:
     """The rows of all cases; of those left out by memory, time or Ctrl-C with a status that says so.
 
-    When no whole stack fits into the time that is left, halves of them are measured, or quarters, ...
+    Stacks of layers that take too long when all else is done are cut to half of their layers, or less.
     """
     cap = MEMORY_SHARE * device_memory(setting.device)
     end = None if max_seconds is None else time.monotonic() + max_seconds
@@ -47,9 +47,10 @@ def measure_all(
     try:
         while queue:
             if passed_over == len(queue):
-                if all(case.count == 1 for case in queue):
+                shorter = [_shorter(case, setting) for case in queue]
+                if shorter == list(queue):
                     break
-                queue, passed_over = deque(case.half() if case.count > 1 else case for case in queue), 0
+                queue, passed_over = deque(shorter), 0
             case = queue[0]
             if end is not None and not _affordable(case, setting, end - time.monotonic(), len(queue)):
                 queue.rotate(-1)
@@ -63,7 +64,12 @@ def measure_all(
     except KeyboardInterrupt:
         why = INTERRUPTED
     for case in queue:
-        yield from _left_out(case.whole or case, setting, why)
+        yield from _left_out(case, setting, why)
+
+
+def _shorter(case: Case, setting: Setting) -> Case:
+    """Half the layers, as long as every thread has one. In other stacks the number is what is measured."""
+    return case.first(case.count // 2) if case.roles and case.count >= 2 * setting.threads else case
 
 
 def _affordable(case: Case, setting: Setting, seconds: float, cases: int) -> bool:

@@ -23,7 +23,7 @@ class Case:
         models, roles: what has this shape.
         stacks: how many equal stacks of one model this one stands for (q, k, v and o have one shape).
         weights: real weights; random matrices otherwise.
-        whole: the stack that this is a part of, where there is no time for all of it.
+        layers: how many matrices the whole stack has, where this is a part of it.
     """
 
     m: int
@@ -34,18 +34,20 @@ class Case:
     roles: tuple[str, ...] = ()
     stacks: int = 1
     weights: tuple[WeightMatrix, ...] = field(default=(), repr=False)
-    whole: Case | None = field(default=None, repr=False)
+    layers: int = 0
 
     def __str__(self) -> str:
         if self.calls == ("single",):
             return f"{self.m}×{self.n}"
-        count = f"{self.count} of {self.whole.count}" if self.whole else str(self.count)
+        count = f"{self.count} of {self.layers}" if self.layers else str(self.count)
         return f"{count}×{self.m}×{self.n}"
 
-    def half(self) -> Case:
-        """The first half of the stack."""
-        count = max(1, self.count // 2)
-        return dataclasses.replace(self, count=count, weights=self.weights[:count], whole=self.whole or self)
+    def first(self, count: int) -> Case:
+        """The first `count` layers of the stack."""
+        if count >= self.count:
+            return self
+        weights, layers = self.weights[:count], self.layers or self.count
+        return dataclasses.replace(self, count=count, weights=weights, layers=layers)
 
     @property
     def shape(self) -> tuple[int, ...]:

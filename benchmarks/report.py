@@ -39,7 +39,7 @@ def _row_data(row: Row) -> dict[str, Any]:
         "roles": case.roles,
         "stacks": case.stacks,
         "matrices": case.count,
-        "of": (case.whole or case).count,
+        "layers": case.layers,
         "m": case.m,
         "n": case.n,
         "calls": row.calls,

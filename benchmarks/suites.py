@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -92,7 +91,7 @@ def _model_case(m: int, n: int, count: int, calls: tuple[str, ...], owners: list
 def _first_layers(case: Case, layers: int) -> Case:
     if case.calls != STACK_CALLS:
         return case
-    return replace(case, count=min(case.count, layers), weights=case.weights[:layers])
+    return case.first(layers)
 
 
 def weight_cases(weights: Iterable[WeightMatrix], embeddings: bool) -> list[Case]:

@@ -12,8 +12,8 @@
 //                its values are NaN and no other matrix is affected.
 //   accuracy     max |s_i - sigma_i| <= c eps sigma_1, c = 2 (k <= 128), 4 (k <= 1024), 8 above, eps of the output type,
 //                or twice the error of LAPACK on the same matrix where that is larger. A few float64 matrices miss it (README,
-//                Limits): up to k = 128, where reflectors are computed in pairs of doubles, 1 in 38000 hard ones did, by 1.1
-//                (tests/oracles/zoo.py and orthogonal matrices).
+//                Limits): up to k = 128, where reflectors are computed in pairs of doubles, 1 in 38000 hard ones that were
+//                computed one at a time did, by 1.1 (tests/oracles/zoo.py and orthogonal matrices).
 //   workspace    one block for each matrix in work, workspace_bytes(rows, cols) long, aligned to workspace_alignment.
 //                A copy of the matrix or, where `reduce` runs, of its triangle in the output type (n^2) and in double (n^2 / 2);
 //                O((m + n) b) for panels, 24 n b bytes for the band, a chunk of at most 512 rows.
@@ -46,8 +46,9 @@
 //
 //   svdvals_group  the same for `count` <= group_size small matrices of one shape and element type, one to a SIMD lane.
 //
-//   mathematics  Householder bidiagonalization, then dqds with Laguerre shifts, all lanes in lockstep, always in double; float64
-//                values are bisected to the last bit. Lanes never mix.
+//   mathematics  Householder bidiagonalization, then dqds with Laguerre shifts, all lanes in lockstep, always in double. For
+//                float64 columns are put in order, reflectors computed in pairs of doubles, and values bisected to the last bit.
+//                Lanes never mix.
 //   workspace    one block a group, group_workspace_bytes long: lanes x m x n doubles, and O((m + n) lanes) more.
 //   cost         a matrix: 4 m n^2 - 4/3 n^3 flops and some 2 n^2 divisions (float64: 10 n^2). An incomplete group takes as
 //                long as a full one.

@@ -34,8 +34,8 @@ def svdvals(A: Tensor, *, driver: str | None = None, out: Tensor | None = None) 
 
     Returns (\\*, k), k = min(m, n): descending, >= 0, in A's real dtype (float32 for half precisions).
     For every matrix max |s - sigma| is at most c eps sigma_1 with c = 2 (k <= 128), 4 (k <= 1024), 8
-    above, or twice LAPACK's error on the same matrix where that is larger. (A few small
-    float64 matrices miss that by up to about a factor of two: README, Limits.) "gram" goes through
+    above, or twice LAPACK's error on the same matrix where that is larger. (A few float64
+    matrices with all values equal miss that by up to a factor of 1.8: README, Limits.) "gram" goes through
     a float64 Gram matrix, whatever A's dtype: squares of values err by up to k eps sigma_1^2, eps that of
     float64, so small values by up to sqrt(k eps) sigma_1, 1e-7 sigma_1 at k = 50. On the CPU it is
     compiled where the smaller side is above 128 and the larger above 5/3 of it, and faster than "bidiag" in

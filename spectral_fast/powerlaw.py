@@ -72,7 +72,7 @@ def hill_alpha(evals: Tensor, *, k: int | None = None) -> Tensor:
     require_spectrum(evals, "hill_alpha", "evals")
     if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
         raise ValueError(f"hill_alpha: k must be an integer of at least 1, got {k!r}")
-    result: Tensor = _hill(evals, k)
+    result: Tensor = _hill(evals, k and min(k, 2**62))  # an int64, and more than any N
     return result
 
 

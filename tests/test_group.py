@@ -87,9 +87,12 @@ def test_bits_depend_on_the_matrix_alone(isa: str, shape: tuple[int, int], dtype
         assert torch.equal(sf.svdvals(A[first:]), expected[first:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(3, 3), (9, 20), (32, 32)], ids=str)
-def test_nonfinite_matrices_spoil_only_themselves(isa: str, shape: tuple[int, int]) -> None:
-    A = random_batch(torch.float32, shape, 25)
+def test_nonfinite_matrices_spoil_only_themselves(
+    isa: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    A = random_batch(dtype, shape, 25)
     expected = sf.svdvals(A)
     bad = {0: torch.nan, 7: torch.inf, 8: -torch.inf, 24: torch.nan}
     for i, value in bad.items():

@@ -202,6 +202,11 @@ def test_hill_alpha(name):
         assert got == pytest.approx(want, rel=0, abs=(want - 1) ** 2 * e + EPS * want, nan_ok=True)
 
 
+@pytest.mark.parametrize("k", [4, 2**70])
+def test_hill_alpha_of_more_than_there_are(k):
+    assert hill_alpha(tensor([3.0, 2.0, 1.0]), k=k).isnan()
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_ranksize_slope(name):
     s = ZOO[name]

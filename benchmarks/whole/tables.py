@@ -30,8 +30,8 @@ def times(ratio: Data | None) -> str:
 
 def shape(row: Data) -> str:
     matrix = f"{row['m']}×{row['n']}"
-    if row.get("of", 0) > row.get("matrices", 1):
-        return f"{row['matrices']} of {row['of']} × {matrix}"
+    if row.get("layers"):
+        return f"{row['matrices']} of {row['layers']} × {matrix}"
     return f"{row['matrices']} × {matrix}" if row.get("matrices", 1) > 1 else matrix
 
 

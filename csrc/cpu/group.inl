@@ -1,4 +1,4 @@
-// Small matrices in groups, one to a lane: Householder bidiagonalization (bidiagonal.inl) and dqds (dqds_lanes.inl) where every
+// Small matrices in groups, one to a lane: Householder bidiagonalization (direct.inl) and dqds (dqds_lanes.inl) where every
 // scalar is a register of `lanes` of them, from as many matrices.
 //
 // A matrix of order 32 is too short for registers along its rows: the reflectors are a chain of scalars, and every row ends in a

@@ -1,4 +1,4 @@
-// The two passes over a group of matrices that each step of the bidiagonalization makes (bidiagonal.inl), a register an entry:
+// The two passes over a group of matrices that each step of the bidiagonalization makes (direct.inl), a register an entry:
 //
 //   pass 1  A <- A - v w^T - y u^T,  sum <- A^T v_next    4 columns, all rows: 12 multiply-adds for 7 loads and 4 stores
 //   pass 2  A u                                           8 rows, all columns
@@ -47,20 +47,20 @@ static inline void add_compensated(Reals& sum, Reals& lost, Reals x) {
   sum = total;
 }
 
-// Terms in a plain running sum, before it goes into the compensated one.
-template <bool compensated>
-static constexpr int64_t lane_block = compensated ? 8 : 64;
+// Terms in a running sum, before it is added to the sum of these.
+template <bool precise>
+static constexpr int64_t lane_block = precise ? 8 : 64;
 
 // Pass 1 on `width` columns of rows first .. m.
-template <int width, bool compensated, bool pending>
+template <int width, bool precise, bool pending>
 static inline void lane_update_and_multiply(const GroupWorkspace& ws, int64_t first, int64_t m, int64_t j) {
   Reals w[width], u[width], total[width], lost[width];
   for (int c = 0; c < width; ++c) {
     w[c] = Lane::load(ws.w + (j + c) * lanes), u[c] = Lane::load(ws.u + (j + c) * lanes);
     total[c] = lost[c] = Reals{};
   }
-  for (int64_t block = first; block < m; block += lane_block<compensated>) {
-    const int64_t end = block + lane_block<compensated> < m ? block + lane_block<compensated> : m;
+  for (int64_t block = first; block < m; block += lane_block<precise>) {
+    const int64_t end = block + lane_block<precise> < m ? block + lane_block<precise> : m;
     Reals sum[width] = {};
     for (int64_t i = block; i < end; ++i) {
       const Reals v = Lane::load(ws.v + i * lanes), y = Lane::load(ws.y + i * lanes), next = Lane::load(ws.v_next + i * lanes);
@@ -76,7 +76,7 @@ static inline void lane_update_and_multiply(const GroupWorkspace& ws, int64_t fi
       }
     }
     for (int c = 0; c < width; ++c) {
-      if constexpr (compensated)
+      if constexpr (precise)
         add_compensated(total[c], lost[c], sum[c]);
       else
         total[c] += sum[c];
@@ -84,25 +84,25 @@ static inline void lane_update_and_multiply(const GroupWorkspace& ws, int64_t fi
   }
   for (int c = 0; c < width; ++c) {
     Lane::store(ws.sum + (j + c) * lanes, total[c]);
-    if constexpr (compensated) Lane::store(ws.lost + (j + c) * lanes, lost[c]);
+    if constexpr (precise) Lane::store(ws.lost + (j + c) * lanes, lost[c]);
   }
 }
 
-template <bool compensated, bool pending>
+template <bool precise, bool pending>
 static inline void lane_pass1(const GroupWorkspace& ws, int64_t first, int64_t m, int64_t j, int64_t n) {
-  for (; j + 4 <= n; j += 4) lane_update_and_multiply<4, compensated, pending>(ws, first, m, j);
-  if (n - j == 3) lane_update_and_multiply<3, compensated, pending>(ws, first, m, j);
-  if (n - j == 2) lane_update_and_multiply<2, compensated, pending>(ws, first, m, j);
-  if (n - j == 1) lane_update_and_multiply<1, compensated, pending>(ws, first, m, j);
+  for (; j + 4 <= n; j += 4) lane_update_and_multiply<4, precise, pending>(ws, first, m, j);
+  if (n - j == 3) lane_update_and_multiply<3, precise, pending>(ws, first, m, j);
+  if (n - j == 2) lane_update_and_multiply<2, precise, pending>(ws, first, m, j);
+  if (n - j == 1) lane_update_and_multiply<1, precise, pending>(ws, first, m, j);
 }
 
 // Pass 2 on `height` rows: use(i, a_i . u).
-template <int height, bool compensated, typename Use>
+template <int height, bool precise, typename Use>
 static inline void lane_multiply_rows(const GroupWorkspace& ws, int64_t i, int64_t from, int64_t n, const Use& use) {
   Reals total[height] = {};
   const double* const a = ws.a + i * ws.ld * lanes;
-  for (int64_t block = from; block < n; block += lane_block<compensated>) {
-    const int64_t end = block + lane_block<compensated> < n ? block + lane_block<compensated> : n;
+  for (int64_t block = from; block < n; block += lane_block<precise>) {
+    const int64_t end = block + lane_block<precise> < n ? block + lane_block<precise> : n;
     Reals sum[height] = {};
     for (int64_t j = block; j < end; ++j) {
       const Reals u = Lane::load(ws.u + j * lanes);
@@ -113,10 +113,10 @@ static inline void lane_multiply_rows(const GroupWorkspace& ws, int64_t i, int64
   for (int r = 0; r < height; ++r) use(i + r, total[r]);
 }
 
-template <bool compensated, typename Use>
+template <bool precise, typename Use>
 static inline void lane_pass2(const GroupWorkspace& ws, int64_t i, int64_t m, int64_t from, int64_t n, const Use& use) {
-  for (; i + 8 <= m; i += 8) lane_multiply_rows<8, compensated>(ws, i, from, n, use);
-  if (i + 4 <= m) lane_multiply_rows<4, compensated>(ws, i, from, n, use), i += 4;
-  if (i + 2 <= m) lane_multiply_rows<2, compensated>(ws, i, from, n, use), i += 2;
-  if (i < m) lane_multiply_rows<1, compensated>(ws, i, from, n, use);
+  for (; i + 8 <= m; i += 8) lane_multiply_rows<8, precise>(ws, i, from, n, use);
+  if (i + 4 <= m) lane_multiply_rows<4, precise>(ws, i, from, n, use), i += 4;
+  if (i + 2 <= m) lane_multiply_rows<2, precise>(ws, i, from, n, use), i += 2;
+  if (i < m) lane_multiply_rows<1, precise>(ws, i, from, n, use);
 }

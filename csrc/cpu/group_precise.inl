@@ -18,25 +18,13 @@ static inline Pairs precise_lane_dot(const double* x, const double* y, int64_t n
   return normalized(even + odd);
 }
 
-// PreciseReflector (householder.inl)
-struct PreciseLaneReflector {
-  Reals beta;
-  Pairs first, inverse;
-};
-
+// make_precise_reflector (householder.inl)
+typedef PreciseReflectorOf<Reals> PreciseLaneReflector;
 static inline PreciseLaneReflector make_precise_lane_reflector(Pairs x0, Pairs rest_squared) {
   const Reals zero{}, one = zero + 1.0;
   const Masks none = rest_squared.hi < negligible_squared<double>;
-  const Pairs square = chosen(none, {one, zero}, normalized(x0 * x0 + rest_squared));
-  const Reals root = square_root(square.hi);
-  const Pairs norm = exact_sum(root, rounded(square - exact_product(root, root)) / (2.0 * root));
-  const Pairs beta = chosen(x0.hi < zero, norm, {-norm.hi, -norm.lo});
-  const Pairs first = normalized(x0 - beta);
-  const Pairs h = normalized(first * beta);
-  const Reals inverse = -1.0 / h.hi;
-  const Pairs one_less = Pairs{one, zero} + h * inverse;
-  return {none ? rounded(x0) : beta.hi, chosen(none, {zero, zero}, first),
-          chosen(none, {zero, zero}, exact_sum(inverse, rounded(one_less) * inverse))};
+  const PreciseLaneReflector h = precise_reflector(x0, chosen(none, {one, zero}, normalized(x0 * x0 + rest_squared)));
+  return {none ? rounded(x0) : h.beta, chosen(none, Pairs{}, h.first), chosen(none, Pairs{}, h.inverse)};
 }
 
 // ws.a -> d, e (stride all_lanes)
@@ -44,7 +32,7 @@ static void bidiagonalize_lanes_precisely(GroupWorkspace ws, int64_t m, int64_t 
   const Reals zero{};
   for (int64_t i = 0; i < m * lanes; i += lanes) Lane::store(ws.v + i, zero), Lane::store(ws.y + i, zero);
   for (int64_t j = 0; j < n * lanes; j += lanes) Lane::store(ws.w + j, zero), Lane::store(ws.u + j, zero);
-  Reals w_first{};  // of column k; w and u hold zero there
+  Reals w_first{};  // of column k
   Pairs u_first{};
 
   for (int64_t k = 0; k < n; ++k) {
@@ -80,7 +68,6 @@ static void bidiagonalize_lanes_precisely(GroupWorkspace ws, int64_t m, int64_t 
     Lane::store(e + k * all_lanes, right.beta);
     w_first = Lane::load(w), u_first = right.first;
     const Pairs wu = normalized(precise_lane_dot(beyond_w, beyond_u, n - k - 2) + u_first * w_first);
-    Lane::store(w, zero), Lane::store(u, zero);
     lane_pass2<true>(ws, k + 1, m, k + 2, n, [&](int64_t i, Reals sum) {
       const Pairs first = u_first * Lane::load(ws.a + (i * ws.ld + k + 1) * lanes);
       const Pairs y = first - wu * Lane::load(ws.v_next + i * lanes) + Pairs{sum, Reals{}};
@@ -117,10 +104,6 @@ static void order_lanes(const GroupWorkspace& ws, int64_t m, int64_t n) {
     const TallView lane{ws.a + l, m, n, ws.ld * lanes, lanes};
     const int exponent = scale_exponent(Float64::value(static_cast<uint64_t>(largest[l])));
     if (!order_columns(lane, Scale<double>::of(exponent), scratch, order)) continue;
-    for (int64_t i = 0; i < m; ++i) {
-      double* const row = ws.a + i * ws.ld * lanes + l;
-      for (int64_t j = 0; j < n; ++j) scratch[j] = row[j * lanes];
-      for (int64_t j = 0; j < n; ++j) row[j * lanes] = scratch[order[j]];
-    }
+    reorder_columns(ws.a + l, m, n, ws.ld * lanes, lanes, order, scratch);
   }
 }

@@ -58,20 +58,27 @@ static inline Reflector make_reflector(double x0, double rest_squared) {
 //   H = I - u u^T / h,   u = (x_0 - beta, x_1, x_2, ...),   h = u^T u / 2 = |beta| |x_0 - beta|
 //
 // with the entries of x as they are, so that u is exact but for its first entry, which is a Pair, and so is 1 / h.
-struct PreciseReflector {
-  double beta;
-  Pair first, inverse;  // u_0, 1 / h
+template <typename Real>
+struct PreciseReflectorOf {
+  Real beta;
+  PairOf<Real> first, inverse;  // u_0, 1 / h
 };
+typedef PreciseReflectorOf<double> PreciseReflector;
+
+// square: |x|^2, above zero
+template <typename Real>
+static inline PreciseReflectorOf<Real> precise_reflector(PairOf<Real> x0, PairOf<Real> square) {
+  const Real root = square_root(square.hi);
+  const PairOf<Real> norm = exact_sum(root, rounded(square - exact_product(root, root)) / (2.0 * root));
+  const PairOf<Real> beta = {x0.hi < 0.0 ? norm.hi : -norm.hi, x0.hi < 0.0 ? norm.lo : -norm.lo};
+  const PairOf<Real> first = normalized(x0 - beta);
+  const PairOf<Real> h = normalized(first * beta);
+  const Real inverse = -1.0 / h.hi;
+  const PairOf<Real> one_less = PairOf<Real>{Real{} + 1.0, Real{}} + h * inverse;
+  return {beta.hi, first, exact_sum(inverse, rounded(one_less) * inverse)};
+}
 
 static inline PreciseReflector make_precise_reflector(Pair x0, Pair rest_squared) {
   if (rest_squared.hi < negligible_squared<double>) return {rounded(x0), {0, 0}, {0, 0}};
-  const Pair square = normalized(x0 * x0 + rest_squared);
-  const double root = __builtin_sqrt(square.hi);
-  const Pair norm = exact_sum(root, rounded(square - exact_product(root, root)) / (2 * root));
-  const Pair beta = x0.hi < 0 ? norm : Pair{-norm.hi, -norm.lo};
-  const Pair first = normalized(x0 - beta);
-  const Pair h = normalized(first * beta);
-  const double inverse = -1 / h.hi;
-  const Pair one_less = Pair{1, 0} + h * inverse;
-  return {beta.hi, first, exact_sum(inverse, rounded(one_less) * inverse)};
+  return precise_reflector(x0, normalized(x0 * x0 + rest_squared));
 }

@@ -17,11 +17,6 @@ static inline void store_masks(int64_t* p, Masks m) { *reinterpret_cast<Masks*>(
 
 static inline Reals larger(Reals x, Reals y) { return x > y ? x : y; }
 
-static inline Reals square_root(Reals x) {
-  for (int64_t l = 0; l < lanes; ++l) x[l] = __builtin_sqrt(x[l]);
-  return x;
-}
-
 // x_l[c] -> x_c[l]
 static inline void transpose(Reals* x) {
 #if SF_VECTOR_BYTES == 64

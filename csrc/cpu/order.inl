@@ -45,10 +45,11 @@ static bool order_columns(const TallView& a, const Scale<double>& scale, double*
   return moved && !is_bidiagonal(a);
 }
 
-// row: n, scratch.
-static void reorder_columns(double* work, int64_t count, int64_t n, int64_t ld, const int64_t* order, double* row) {
+// work: `count` rows, ld apart, of entries that are `stride` apart. row: n, scratch.
+static void reorder_columns(double* work, int64_t count, int64_t n, int64_t ld, int64_t stride, const int64_t* order,
+                            double* row) {
   for (int64_t i = 0; i < count; ++i, work += ld) {
-    for (int64_t j = 0; j < n; ++j) row[j] = work[j];
-    for (int64_t j = 0; j < n; ++j) work[j] = row[order[j]];
+    for (int64_t j = 0; j < n; ++j) row[j] = work[j * stride];
+    for (int64_t j = 0; j < n; ++j) work[j * stride] = row[order[j]];
   }
 }

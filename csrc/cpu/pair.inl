@@ -12,6 +12,12 @@ struct PairOf {
 };
 typedef PairOf<double> Pair;
 
+static inline double square_root(double x) { return __builtin_sqrt(x); }
+static inline VectorD square_root(VectorD x) {
+  for (int l = 0; l < SimdD::lanes; ++l) x[l] = __builtin_sqrt(x[l]);
+  return x;
+}
+
 template <typename Real>
 static inline PairOf<Real> exact_sum(Real a, Real b) {
   const Real s = a + b, t = s - a;

@@ -2,8 +2,8 @@
 // at n = 64). Where the output is as wide as the arithmetic they are mended: bisection on Sturm counts of the first bidiagonal
 // (values.inl), from a bracket of 2^-46 either side to 2^-54. 8 n^2 divisions, `values_at_once` chains of them side by side.
 //
-// The brackets are of t in sigma (1 + t): between neighbouring doubles there are points to count at too, for the square of one
-// has another rounding.
+// The brackets are of t in sigma (1 + t), counted at mu = sigma^2 (1 + 2 t), t^2 being below 2^-92: rounded squares are closer
+// together than the squares of neighbouring doubles, between which a value would be up to a unit off.
 //
 // d, e: the bidiagonal, entries `all_lanes` apart. q, e2: n x all_lanes of workspace. sigma: descending, refined in place.
 static void refine_lanes(const double* d, const double* e, int64_t n, double* q, double* e2, double* sigma) {

@@ -97,7 +97,7 @@ static bool bidiagonalize(const PreciseWorkspaces& ws, const TallView& a, int ex
     for (int64_t first = 0; first < a.m; first += reduce.chunk_rows) {
       const int64_t rows = a.m - first < reduce.chunk_rows ? a.m - first : reduce.chunk_rows;
       load_rows<double, Element>(a, first, rows, reduce.ld, scale, reduce.chunk, reduce.ld);
-      if (reorder) reorder_columns(reduce.chunk, rows, a.n, reduce.ld, ws.order, square.part);
+      if (reorder) reorder_columns(reduce.chunk, rows, a.n, reduce.ld, 1, ws.order, square.part);
       stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(rows, a.n));
       direct_fold(reduce, rows, a.n);
       stage_ends(clock, stage_reduce, Work::flops_float64, reduce_flops(rows, a.n));
@@ -106,7 +106,7 @@ static bool bidiagonalize(const PreciseWorkspaces& ws, const TallView& a, int ex
     stage_ends(clock, stage_reduce, Work::flops_float64, -reduce_saved_flops(a.n));
   } else {
     load_rows<double, Element>(a, 0, a.m, square.ld, scale, square.a, square.ld);
-    if (reorder) reorder_columns(square.a, a.m, a.n, square.ld, ws.order, square.part);
+    if (reorder) reorder_columns(square.a, a.m, a.n, square.ld, 1, ws.order, square.part);
     stage_ends(clock, stage_load, Work::bytes, load_bytes<double, Element>(a.m, a.n));
   }
   bidiagonalize_precisely(square, m, a.n, ws.form.d, ws.form.e);
