@@ -130,8 +130,8 @@ def test_every_stage_of_a_batch(dtype: torch.dtype, chip: str, monkeypatch: pyte
 def test_zoo(dtype: torch.dtype, name: str, chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two panels and a rest; tall through QR; small ones directly."""
     use_chip(chip, monkeypatch)
-    # In float32 throughout, 2.3 eps where 2 are promised and LAPACK does well (README, Limits).
-    times_the_bound = 1.25 if chip == "sm_89" else 1.0
+    # In float32 throughout this one errs by 2.26 eps; on some machines LAPACK errs by 0.83 (README, Limits).
+    times_the_bound = 1.15 if (chip, name) == ("sm_89", "heavy_tailed_entries") else 1.0
     for shape in ((90, 75), (140, 70), (40, 33)):
         a = {**ZOO, **FLOAT64_ONLY}[name](*shape, torch.Generator().manual_seed(0)).to(dtype)
         check(svdvals(a), a, times_the_bound)

@@ -154,11 +154,12 @@ def band(types: Types, a: Tensor) -> Tensor:
     return a
 
 
-def error_in_eps(types: Types, name: str, n: int) -> float:
+def error_in_eps(types: Types, name: str, n: int, seed: int | None = None) -> float:
+    g = torch.Generator().manual_seed(n if seed is None else seed)
     if name == "identical columns":
-        x = torch.randn(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).repeat(1, n)
+        x = torch.randn(n, 1, dtype=torch.float64, generator=g).repeat(1, n)
     else:
-        x = ZOO[name](n, n, torch.Generator().manual_seed(n))
+        x = ZOO[name](n, n, g)
     a = scaled(x).to(types.scalar)
     reduced = band(types, a)
     assert torch.equal(reduced, reduced.triu().tril(BLOCK))
@@ -170,7 +171,7 @@ def error_in_eps(types: Types, name: str, n: int) -> float:
 
 FLOAT_TYPES = [TYPES[0], TYPES[2]]
 NAMES = [
-    *("gaussian", "graded", "graded_upward", "power_law", "rank_deficient", "one_huge_entry", "all_equal"),
+    *("gaussian", "graded", "graded_upward", "power_law", "rank_deficient", "one_huge_entry"),
     *("zero_rows_and_columns", "identical columns", "ones", "zeros", "diagonal_over_decades"),
 ]
 
@@ -178,9 +179,17 @@ NAMES = [
 @pytest.mark.parametrize("types", FLOAT_TYPES, ids=["fast double", "slow double"])
 @pytest.mark.parametrize("name", NAMES)
 def test_error_of_the_reduction(types: Types, name: str) -> None:
-    # svdvals may err by 4 altogether, and half of that is for the stages that follow. Equal values see the
-    # norm of all roundings at once, 2.4 to 3.3 for 16 orthogonal matrices; other stages add little to that.
-    assert error_in_eps(types, name, 256) <= (4 if name == "all_equal" else 2)
+    # svdvals may err by 4 altogether.
+    assert error_in_eps(types, name, 256) <= 2
+
+
+@pytest.mark.parametrize("types", FLOAT_TYPES, ids=["fast double", "slow double"])
+def test_error_of_equal_values(types: Types) -> None:
+    # They see the norm of all roundings, of the stored updates too: rms eps / 2 sqrt(3), twice for each of 8
+    # panels, 2 sqrt(n) times that against sigma_1 = sqrt(n): 2.3. Single ones range from 2.4 to 3.3: the mean of
+    # many is judged.
+    errors = [error_in_eps(types, "all_equal", 256, seed) for seed in range(16)]
+    assert sum(errors) / len(errors) <= 3
 
 
 @pytest.mark.slow

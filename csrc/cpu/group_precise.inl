@@ -1,6 +1,6 @@
 // Groups in float64: order_columns (order.inl) and bidiagonalize_precisely (direct.inl) on `lanes` matrices at once. Reflectors
-// are exact to second order, since the output is as wide as the arithmetic: with ordinary ones 1 in 250 hard matrices up to 8 x 8
-// missed the accuracy bound, by up to 1.7. They cost 5 % at 8 x 8 and 64 x 64, 20 % at 500 x 16 and at 4 x 4.
+// are exact to second order, since the output is as wide as the arithmetic: with ordinary ones 1 in 300 hard matrices up to 8 x 8
+// missed the accuracy bound, by up to 1.7. They cost some 10 % from 8 x 8 to 64 x 64, 20 % at 500 x 16 and at 4 x 4.
 
 static inline Pairs single(const double* p) { return {Lane::load(p), Reals{}}; }
 
