@@ -185,9 +185,9 @@ def test_error_of_the_reduction(types: Types, name: str) -> None:
 
 @pytest.mark.parametrize("types", FLOAT_TYPES, ids=["fast double", "slow double"])
 def test_error_of_equal_values(types: Types) -> None:
-    # They see the norm of all roundings, of the stored updates too: rms eps / 2 sqrt(3), twice for each of 8
-    # panels, 2 sqrt(n) times that against sigma_1 = sqrt(n): 2.3. Single ones range from 2.4 to 3.3: the mean of
-    # many is judged.
+    # They see the norm of all roundings, of the stored updates too: rms eps / 2 sqrt(3), twice for each
+    # of 8 panels, 2 sqrt(n) times that against sigma_1 = sqrt(n): 2.3. Single ones range from 2.4 to 3.3:
+    # the mean of many is judged.
     errors = [error_in_eps(types, "all_equal", 256, seed) for seed in range(16)]
     assert sum(errors) / len(errors) <= 3
 
